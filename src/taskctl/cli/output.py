@@ -1,0 +1,256 @@
+"""What commands print: a table for a person, rows for a pipe, JSON or ids where asked for.
+
+Data goes to stdout, everything else to stderr. Text from elsewhere is never sent to a terminal raw.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from taskctl.errors import TaskctlError, UsageInvalid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from taskctl.client import Client, TaskDict, Try
+    from taskctl.contexts import ClientSettings
+
+Json = Annotated[bool, typer.Option("--json", help="Print the API's JSON; an array for a list.")]
+Ndjson = Annotated[bool, typer.Option("--ndjson", help="Print one JSON object a line.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print ids only.")]
+
+
+class Form(Enum):
+    """How a command prints its data."""
+
+    TERMINAL = auto()
+    ROWS = auto()
+    JSON = auto()
+    NDJSON = auto()
+    IDS = auto()
+
+
+def form(*, as_json: bool, ndjson: bool, quiet: bool) -> Form:
+    """The form that the options ask for; without one, what suits where stdout goes.
+
+    Raises:
+        UsageInvalid: two forms were asked for.
+    """
+    if as_json + ndjson + quiet > 1:
+        raise UsageInvalid("--json, --ndjson and --quiet exclude each other.")
+    if as_json:
+        return Form.JSON
+    if ndjson:
+        return Form.NDJSON
+    if quiet:
+        return Form.IDS
+    return Form.TERMINAL if sys.stdout.isatty() else Form.ROWS
+
+
+# C0, DEL, C1; marks, embeddings, overrides and isolates that reorder a line; line and paragraph separators.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_SHORT = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\x1b": r"\x1b"}
+
+
+def escaped(text: str) -> str:
+    """Text as one line that moves no cursor, changes no colour and reorders nothing."""
+
+    def escape(found: re.Match[str]) -> str:
+        character = found[0]
+        code = ord(character)
+        return _SHORT.get(character) or (f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}")  # noqa: PLR2004 - a byte
+
+    return _UNSAFE.sub(escape, text)
+
+
+def row(task: "TaskDict") -> str:
+    """A task as tab-separated fields: id, status, title, when it was changed (RFC 3339)."""
+    status = "completed" if task["completed"] else "pending"
+    return f"{task['id']}\t{status}\t{escaped(task['title'])}\t{task['updated_at']}"
+
+
+def compact(value: Any) -> bytes:
+    """A JSON text in UTF-8, on one line."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    # What has no UTF-8 is a lone surrogate; Python's escape for it is JSON's.
+    return text.encode("utf-8", "backslashreplace")
+
+
+def print_json(text: bytes) -> None:
+    """Write a JSON text and a line's end, in UTF-8 whatever the locale."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.rstrip() + b"\n")
+    sys.stdout.flush()
+
+
+def print_tasks(pages: Iterable[Sequence["TaskDict"]], how: Form) -> None:
+    """Print a list, page by page where its form allows; an array is complete or not there at all."""
+    if how is Form.JSON:
+        print_json(compact([task for page in pages for task in page]))
+        return
+    if how is Form.TERMINAL:
+        _print_table([task for page in pages for task in page])
+        return
+    for page in pages:
+        if page and how is Form.NDJSON:
+            print_json(b"\n".join(map(compact, page)))
+        elif page:
+            typer.echo("\n".join(str(task["id"]) if how is Form.IDS else row(task) for task in page))
+
+
+def _print_table(tasks: Sequence["TaskDict"]) -> None:
+    if not tasks:
+        typer.echo("No tasks.", err=True)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    done = "✓" if "utf" in console.encoding else "x"
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("ID", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True, style="green", width=1)
+    table.add_column("Title", overflow="fold", ratio=1, min_width=10)
+    table.add_column("Changed", no_wrap=True, style="dim")
+    for task in tasks:
+        title = Text(escaped(task["title"]), style="dim" if task["completed"] else "")
+        table.add_row(
+            str(task["id"]), done if task["completed"] else "", title, local_time(task["updated_at"])
+        )
+    console.print(table)
+
+
+def local_time(moment: str) -> str:
+    """An RFC 3339 time in this machine's time zone, to the minute; anything else as it is."""
+    from datetime import datetime
+
+    try:
+        return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError):
+        return escaped(moment)
+
+
+def print_fields(fields: Sequence[tuple[str, str]], how: Form) -> None:
+    """Print names and values, aligned in a terminal and tab-separated in a pipe."""
+    width = max(len(name) for name, _ in fields)
+    for name, value in fields:
+        typer.echo(f"{name:<{width}}  {value}" if how is Form.TERMINAL else f"{name}\t{value}")
+
+
+def report(error: TaskctlError, *, as_json: bool, task_id: int | None = None) -> None:
+    """Print an error on stderr: one line, or one JSON object."""
+    about = {} if task_id is None else {"id": task_id}
+    if as_json:
+        problem = {"code": error.code, "detail": error.detail, "request_id": error.request_id}
+        data = {**error.members, **about, **problem, "status": error.status or None}
+        # ASCII, because stderr has the locale's encoding.
+        typer.echo(json.dumps(data), err=True)
+        return
+    subject = "" if task_id is None else f"{task_id}: "
+    request = f", request {error.request_id}" if error.request_id else ""
+    typer.echo(f"taskctl: {subject}{escaped(f'{_sentence(error)} ({error.code}{request})')}", err=True)
+
+
+def _sentence(error: TaskctlError) -> str:
+    """The detail, with what validation found wrong: those sentences say what to do."""
+    found = error.members.get("errors")
+    if not isinstance(found, list):
+        return error.detail
+    wrong = [
+        f"{'.'.join(map(str, one['loc'][1:] or one['loc']))}: {one.get('msg')}"
+        for one in found
+        if isinstance(one, dict) and isinstance(one.get("loc"), list)
+    ]
+    return f"{error.detail} {'; '.join(wrong)}".rstrip()
+
+
+def connect(settings: "ClientSettings", *, debug: bool) -> "Client":
+    """A client that shows its repeats in a terminal and, with `debug`, each request."""
+    from taskctl.client import Client
+
+    def show_retry(number: int, reason: str, wait: float) -> None:
+        note(f"taskctl: {escaped(reason)} Try {number} in {wait:.1f} s.")
+
+    def show_try(done: "Try") -> None:
+        milliseconds = done.seconds * 1000
+        line = f"taskctl: {done.method} {done.url}: {done.outcome}, {milliseconds:.0f} ms, try {done.number}"
+        typer.echo(escaped(line), err=True)
+
+    on_retry: Callable[[int, str, float], None] | None = show_retry if sys.stderr.isatty() else None
+    return Client(
+        settings.server,
+        settings.token,
+        timeout=settings.timeout,
+        allow_http=settings.allow_http,
+        on_retry=on_retry,
+        on_try=show_try if debug else None,
+    )
+
+
+def note(text: str) -> None:
+    """Tell a person something on stderr; a pipe or a file is not told."""
+    if sys.stderr.isatty():
+        typer.echo(text, err=True)
+
+
+class Progress:
+    """How many tasks are done, of how many if that is known."""
+
+    def __init__(self, total: int | None) -> None:
+        self.total = total
+        self.done = 0
+        self.bar: Any = None
+
+    def advance(self, by: int = 1) -> None:
+        """So many more are done."""
+        self.done += by
+        if self.bar is not None:
+            self.bar.update(0, completed=self.done)
+
+    def show(self) -> None:
+        """Start to draw."""
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        bar = Bar(
+            BarColumn(),
+            TextColumn("{task.completed:.0f} tasks"),
+            console=Console(stderr=True),
+            transient=True,
+            redirect_stdout=False,
+        )
+        bar.add_task("", total=self.total, completed=self.done)
+        bar.start()
+        self.bar = bar
+
+
+@contextmanager
+def progress(total: int | None, *, streaming: bool) -> Iterator[Progress]:
+    """Show a bar on stderr after a second, where that is a terminal.
+
+    None where data is `streaming` to a terminal: it would run through the bar, and is progress itself.
+    """
+    state = Progress(total)
+    if not sys.stderr.isatty() or (streaming and sys.stdout.isatty()):
+        yield state
+        return
+    from threading import Timer
+
+    timer = Timer(1.0, state.show)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield state
+    finally:
+        timer.cancel()
+        timer.join()
+        if state.bar is not None:
+            state.bar.stop()

@@ -1,0 +1,231 @@
+"""The operator's commands: `serve`, `migrate`, `db …` and `config show`."""
+
+import contextlib
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from taskctl.cli import output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from taskctl.config import ServerSettings
+
+_BEHIND, _AHEAD = 1, 3
+"""What `db check` exits with, besides 0 and 8 for a database that cannot be reached."""
+
+Revision = Annotated[str, typer.Argument(metavar="[REVISION]", help="A revision; the newest when left out.")]
+Wait = Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for PostgreSQL to come up.")]
+LockTimeout = Annotated[
+    float, typer.Option(metavar="SECONDS", help="How long a migration may wait for a table's lock.")
+]
+Sql = Annotated[bool, typer.Option("--sql", help="Print the SQL instead of running it.")]
+
+db = typer.Typer(help="The database's schema.", no_args_is_help=True, rich_markup_mode=None)
+config = typer.Typer(help="The server's settings.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the operator's commands to the root command."""
+    app.command()(serve)
+    app.command()(migrate)
+    app.add_typer(db, name="db")
+    app.add_typer(config, name="config")
+
+
+def serve(
+    *,
+    host: Annotated[str | None, typer.Option(help="The address to listen on. [TASKCTL_HOST]")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="The port; 0 takes a free one. [TASKCTL_PORT]")
+    ] = None,
+    migrate: Annotated[
+        bool, typer.Option("--migrate", help="Upgrade the schema first; development does so by itself.")
+    ] = False,
+) -> None:
+    """Run the API server, on an embedded PostgreSQL unless DATABASE_URL is set."""
+    from taskctl.config import ServerSettings
+    from taskctl.server.serving import serve as run
+
+    flags = {"TASKCTL_HOST": host, "TASKCTL_PORT": None if port is None else str(port)}
+    settings = ServerSettings.load(flags={name: value for name, value in flags.items() if value is not None})
+    settings.check_database()
+    settings.check_secret()
+    raise typer.Exit(run(settings, migrate=migrate, save_context=_save_local_context))
+
+
+def _save_local_context(url: str, token: str) -> None:
+    from taskctl.contexts import save_context
+
+    save_context("local", url, token, make_current="if-none")
+
+
+def migrate(
+    revision: Revision = "head", *, wait: Wait = 0, lock_timeout: LockTimeout = 5, sql: Sql = False
+) -> None:
+    """Upgrade the database's schema; the same as `taskctl db upgrade`."""
+    from taskctl.server import migrations
+
+    if sql:
+        typer.echo(migrations.sql("upgrade", revision), nl=False)
+        return
+    with _database() as settings:
+        done = migrations.upgrade(settings, revision, wait=wait, lock_timeout=lock_timeout, report=typer.echo)
+    if not done:
+        output.note("Nothing to do.")
+
+
+db.command("upgrade")(migrate)
+
+
+@db.command()
+def downgrade(
+    revision: Annotated[str, typer.Argument(help="A revision, or `base` for no schema at all.")],
+    *,
+    wait: Wait = 0,
+    lock_timeout: LockTimeout = 5,
+    sql: Sql = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Take the schema back to an earlier revision. What that revision cannot hold is lost."""
+    from taskctl.server import migrations
+
+    if sql:
+        typer.echo(migrations.sql("downgrade", revision), nl=False)
+        return
+    if not yes and sys.stdin.isatty():
+        typer.confirm(f"Take the schema back to {revision}? Data may be lost.", abort=True, err=True)
+    with _database() as settings:
+        done = migrations.downgrade(
+            settings, revision, wait=wait, lock_timeout=lock_timeout, report=typer.echo
+        )
+    if not done:
+        output.note("Nothing to do.")
+
+
+@db.command()
+def current(*, wait: Wait = 0, as_json: output.Json = False) -> None:
+    """Print the revision that the database is at."""
+    from taskctl.server import migrations
+
+    with _database() as settings:
+        revision = migrations.current(settings, wait=wait)
+    if as_json:
+        output.print_json(output.compact({"revision": revision}))
+    else:
+        typer.echo(revision or "empty")
+
+
+@db.command()
+def check(*, wait: Wait = 0, as_json: output.Json = False) -> None:
+    """Compare the schema with this build: exit 0 at head, 1 behind or empty, 3 ahead or unknown."""
+    from taskctl.server import migrations
+
+    with _database() as settings:
+        revision = migrations.current(settings, wait=wait)
+    state = migrations.compare(revision)
+    if as_json:
+        newest = migrations.revisions()[-1]
+        output.print_json(output.compact({"state": state, "revision": revision, "head": newest}))
+    else:
+        typer.echo(migrations.describe(revision, state))
+    if state in {migrations.State.behind, migrations.State.empty}:
+        raise typer.Exit(_BEHIND)
+    if state in {migrations.State.ahead, migrations.State.unknown}:
+        raise typer.Exit(_AHEAD)
+
+
+@db.command()
+def history(as_json: output.Json = False) -> None:
+    """List the revisions that this build knows, oldest first."""
+    from taskctl.server import migrations
+
+    known = migrations.history()
+    if as_json:
+        rows = [{"revision": revision, "title": title} for revision, title in known]
+        output.print_json(output.compact(rows))
+    else:
+        for revision, title in known:
+            typer.echo(f"{revision}\t{title}")
+
+
+@db.command()
+def revision(
+    message: Annotated[str, typer.Option("--message", "-m", help="What it changes, in a few words.")],
+    *,
+    autogenerate: Annotated[
+        bool,
+        typer.Option("--autogenerate", help="Fill it in with what the tables have and the database lacks."),
+    ] = False,
+) -> None:
+    """Write the file of a new revision, in a checkout; for contributors."""
+    from taskctl.server import migrations
+
+    with _database() as settings:
+        typer.echo(migrations.new_revision(settings, message, autogenerate=autogenerate))
+
+
+@db.command()
+def url() -> None:
+    """Print the connection string, for psql and its like; the embedded server runs while `serve` does."""
+    from taskctl.config import ServerSettings
+
+    settings = ServerSettings.load()
+    settings.check_database()
+    if settings.database_url is not None:
+        typer.echo(settings.database_url.get_secret_value())
+        return
+    from taskctl.server.embedded import EmbeddedPostgres
+
+    embedded = EmbeddedPostgres(settings.data_dir)
+    if not embedded.is_running():
+        output.note("The embedded PostgreSQL is not running; `taskctl serve` starts it.")
+    typer.echo(embedded.url)
+
+
+@config.command("show")
+def config_show(as_json: output.Json = False) -> None:
+    """Print every setting that is in force and where its value came from; secrets are masked."""
+    from taskctl.config import ServerSettings
+
+    settings = ServerSettings.load()
+    rows = [
+        {
+            "name": str(field.alias),
+            "value": _shown(getattr(settings, name)),
+            "source": settings.source(str(field.alias)),
+        }
+        for name, field in ServerSettings.model_fields.items()
+    ]
+    if as_json:
+        output.print_json(output.compact(rows))
+        return
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        typer.echo(output.escaped(f"{row['name']:<{width}}  {row['value']}  ({row['source']})"))
+
+
+def _shown(value: object) -> str:
+    if value is None or value == ():
+        return "none"
+    if isinstance(value, tuple):
+        return ",".join(str(each) for each in value)
+    return json.dumps(value) if isinstance(value, bool) else str(value)
+
+
+@contextlib.contextmanager
+def _database() -> "Iterator[ServerSettings]":
+    """Settings with a database that runs: the embedded one, started if need be, or DATABASE_URL's."""
+    from taskctl.config import ServerSettings
+    from taskctl.server.embedded import EmbeddedPostgres
+
+    settings = ServerSettings.load()
+    settings.check_database()
+    if settings.database_url or settings.migration_database_url:
+        yield settings
+        return
+    with EmbeddedPostgres(settings.data_dir) as embedded:
+        yield settings.with_database(embedded.url)

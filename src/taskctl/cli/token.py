@@ -1,0 +1,136 @@
+"""`taskctl token`: make tokens, look into them, check them."""
+
+import json
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from taskctl.cli import output
+from taskctl.errors import SettingsInvalid, UsageInvalid
+
+if TYPE_CHECKING:
+    from taskctl.tokens import Report
+
+_TIMES = ("exp", "iat", "nbf")
+
+app = typer.Typer(
+    help="Make, inspect and verify tokens. The secret comes from the settings, a token from stdin.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.command()
+def mint(
+    subject: Annotated[str, typer.Option("--sub", metavar="USER", help="The user id: the `sub` claim.")],
+    *,
+    expires: Annotated[str, typer.Option(metavar="DURATION", help="Such as 90s, 15m, 1h or 7d.")] = "1h",
+    scope: Annotated[
+        str | None,
+        typer.Option(help="What it may do, such as 'tasks:read'; everything when left out."),
+    ] = None,
+    claim: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A further claim; VALUE is JSON or text.")
+    ] = None,
+) -> None:
+    """Sign a token with BETTER_AUTH_SECRET (in development with the kept secret) and print it."""
+    from taskctl.config import ServerSettings, seconds
+    from taskctl.tokens import mint as sign
+    from taskctl.tokens import valid_subject
+
+    if not valid_subject(subject):
+        raise UsageInvalid("--sub takes 1 to 255 characters without control characters.")
+    try:
+        lifetime = seconds(expires)
+    except ValueError:
+        raise UsageInvalid(f"--expires {expires!r} is not a duration such as 90s, 15m, 1h or 7d.") from None
+    settings = ServerSettings.load()
+    settings.check_secret()
+    secret = settings.with_kept_secret().secret
+    if secret is None:  # check_secret and with_kept_secret leave no such case
+        raise SettingsInvalid("BETTER_AUTH_SECRET is not set")
+    claims = dict(_claim(each) for each in claim or [])
+    typer.echo(sign(secret.get_secret_value(), subject, lifetime, scope=scope, claims=claims))
+
+
+@app.command()
+def inspect(as_json: output.Json = False) -> None:
+    """Decode the token on stdin and say, check by check, whether a server with these settings takes it."""
+    report = _examine()
+    if as_json:
+        output.print_json(output.compact(_as_dict(report)))
+        return
+    for title, part in (("header", report.header), ("claims", report.claims)):
+        for name, value in part.items():
+            text = json.dumps(value, ensure_ascii=False)
+            when = f"   {_moment(value)}" if title == "claims" and name in _TIMES else ""
+            typer.echo(output.escaped(f"{title}  {name} = {text}{when}"))
+    for check in report.checks:
+        if not check.reached:
+            typer.echo(f"  -     {check.name}: not reached")
+        elif check.error:
+            typer.echo(output.escaped(f"  FAIL  {check.name}: {check.error.detail} ({check.error.code})"))
+        else:
+            typer.echo(f"  ok    {check.name}")
+    typer.echo(f"refused: {report.error.code}" if report.error else "accepted")
+
+
+@app.command()
+def verify() -> None:
+    """Check the token on stdin: exit 0 where a server with these settings takes it, else 4."""
+    report = _examine()
+    if report.error:
+        raise report.error
+    output.note("accepted")
+
+
+def _examine() -> "Report":
+    from taskctl.config import ServerSettings
+    from taskctl.tokens import create_verifier
+
+    settings = ServerSettings.load()
+    settings.check_secret()
+    if sys.stdin.isatty():
+        output.note("Paste the token, then press Enter and Ctrl-D.")
+    token = sys.stdin.read().strip()
+    if not token:
+        raise UsageInvalid("There is no token on stdin.")
+    return create_verifier(settings.with_kept_secret()).examine(token)
+
+
+def _as_dict(report: "Report") -> dict[str, Any]:
+    return {
+        "accepted": report.error is None,
+        "code": report.error and report.error.code,
+        "header": report.header,
+        "claims": report.claims,
+        "checks": [
+            {
+                "name": check.name,
+                "passed": (check.error is None) if check.reached else None,
+                "code": check.error and check.error.code,
+                "detail": check.error and check.error.detail,
+            }
+            for check in report.checks
+        ],
+    }
+
+
+def _claim(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise UsageInvalid(f"--claim {text!r} is not NAME=VALUE.")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _moment(value: object) -> str:
+    """A NumericDate as people read it, or nothing where it is none."""
+    try:
+        return datetime.fromtimestamp(float(value), UTC).isoformat(" ", "seconds")  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError, OSError):
+        return ""

@@ -1,0 +1,493 @@
+"""The server's settings: read once from the environment and `.env`, checked, and passed down.
+
+`ServerSettings.load()` is the only place that looks at the environment. Nothing here is a module global.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
+
+from taskctl.errors import SettingsInvalid
+from taskctl.vocabulary import MIN_SECRET_BYTES, Environment
+
+EXAMPLE_SECRET = "replace-me-with-at-least-32-random-bytes"  # noqa: S105 - refused wherever it matters
+
+PLACEHOLDERS = frozenset(
+    {
+        EXAMPLE_SECRET,
+        # Better Auth's own defaults, used when its secret is not set.
+        "better-auth-secret-12345678901234567890",
+        "better-auth-secret-123456789",
+        "better-auth-secret",
+        "change-me",
+        "changeme",
+        "default",
+        "password",
+        "secret",
+        "test",
+        "your-secret",
+        "your-secret-here",
+        "your-secret-key",
+        "your_secret_key",
+        "supersecret",
+        "super-secret",
+    }
+)
+"""Secrets that everybody knows, in lower case."""
+
+
+class LogFormat(StrEnum):
+    """How log events are written."""
+
+    console = "console"
+    json = "json"
+
+
+class LogLevel(StrEnum):
+    """The least important event that is written."""
+
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+_SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_BYTES = {"": 1, "b": 1, "kib": 1024, "kb": 1000, "mib": 1024**2, "mb": 1000**2}
+
+
+def _quantity(value: Any, units: Mapping[str, float]) -> Any:
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)\s*([A-Za-z]*)", value.strip())
+    if match is None or match[2].lower() not in units:
+        raise ValueError("not a number with a known unit")
+    return float(match[1]) * units[match[2].lower()]
+
+
+def _seconds(value: object) -> object:
+    return _quantity(value, _SECONDS)
+
+
+def _size(value: object) -> object:
+    return _quantity(value, _BYTES)
+
+
+def _comma_separated(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(part for part in (part.strip() for part in value.split(",")) if part)
+
+
+def _lower(value: object) -> object:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def _yes_or_no(value: object) -> object:
+    words = {
+        "on": True,
+        "true": True,
+        "yes": True,
+        "1": True,
+        "off": False,
+        "false": False,
+        "no": False,
+        "0": False,
+    }
+    if not isinstance(value, str):
+        return value
+    if value.strip().lower() not in words:
+        raise ValueError("neither on nor off")
+    return words[value.strip().lower()]
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+Bytes = Annotated[int, BeforeValidator(_size)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_comma_separated)]
+Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_comma_separated)]
+Switch = Annotated[bool, BeforeValidator(_yes_or_no)]
+
+
+def setting(
+    name: str,
+    default: Any,
+    *,
+    expects: str,
+    description: str,
+    shown: str | None = None,
+    within: tuple[float, float] | tuple[None, None] = (None, None),
+) -> Any:
+    """Declare a setting: its environment variable, what it expects and how its default reads."""
+    return Field(
+        default,
+        alias=name,
+        description=description,
+        ge=within[0],
+        le=within[1],
+        json_schema_extra={
+            "expects": expects,
+            "shown": shown or ("none" if default in (None, ()) else str(default)),
+        },
+    )
+
+
+class ServerSettings(BaseModel):
+    """What `taskctl serve`, `db` and `token` go by.
+
+    Every field is one environment variable; `.env` in the working directory may hold the same names, and
+    the environment wins. An empty value counts as not set. `repr` and `str` show no secret.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True)
+
+    environment: Annotated[Environment, BeforeValidator(_lower)] = setting(
+        "TASKCTL_ENV",
+        Environment.dev,
+        expects="dev, test or prod",
+        description="The profile that the other defaults follow.",
+    )
+    database_url: SecretStr | None = setting(
+        "DATABASE_URL",
+        None,
+        expects="a libpq URL such as postgresql://user@host/database",
+        shown="the embedded PostgreSQL (dev, test); required in prod",
+        description="Where the tasks are. Several hosts are allowed.",
+    )
+    migration_database_url: SecretStr | None = setting(
+        "TASKCTL_MIGRATION_DATABASE_URL",
+        None,
+        expects="a libpq URL such as postgresql://user@host/database",
+        shown="`DATABASE_URL`",
+        description="A direct connection for migrations, where a pooler stands in front of the database.",
+    )
+    data_dir: Path = setting(
+        "TASKCTL_DATA_DIR",
+        ...,
+        expects="a directory",
+        shown="the platform's data directory",
+        description="Holds the embedded PostgreSQL and the kept development secret.",
+    )
+    secret: SecretStr | None = setting(
+        "BETTER_AUTH_SECRET",
+        None,
+        expects=f"at least {MIN_SECRET_BYTES} random bytes",
+        shown="a kept secret (dev); required in test and prod",
+        description="Signs and verifies HS256 tokens, as UTF-8 bytes.",
+    )
+    previous_secrets: Secrets = setting(
+        "BETTER_AUTH_SECRET_PREVIOUS",
+        (),
+        expects="comma-separated secrets",
+        description="Comma-separated secrets that still verify, while a new one is rolled out.",
+    )
+    jwt_issuers: Names = setting(
+        "TASKCTL_JWT_ISSUERS",
+        (),
+        expects="comma-separated issuers",
+        description="Accepted `iss` claims, comma-separated; when set, every token must carry one.",
+    )
+    jwt_audiences: Names = setting(
+        "TASKCTL_JWT_AUDIENCES",
+        (),
+        expects="comma-separated audiences",
+        description="Accepted `aud` claims, comma-separated; when set, every token must carry one.",
+    )
+    jwt_leeway: Seconds = setting(
+        "TASKCTL_JWT_LEEWAY",
+        30.0,
+        expects="seconds from 0 to 600",
+        within=(0, 600),
+        shown="30 s",
+        description="Clock difference allowed when a token's times are checked.",
+    )
+    host: str = setting(
+        "TASKCTL_HOST",
+        ...,
+        expects="an address to listen on",
+        shown="127.0.0.1 (dev, test), 0.0.0.0 (prod)",
+        description="The address to listen on.",
+    )
+    port: int = setting(
+        "TASKCTL_PORT",
+        8000,
+        expects="a port from 0 to 65535 (0: any free one)",
+        within=(0, 65535),
+        description="The port to listen on.",
+    )
+    cors_origins: Names = setting(
+        "TASKCTL_CORS_ORIGINS",
+        (),
+        expects="comma-separated origins such as https://app.example.com",
+        description="Origins whose pages may call the API from a browser, comma-separated.",
+    )
+    docs: Switch = setting(
+        "TASKCTL_DOCS",
+        ...,
+        expects="on or off",
+        shown="on (dev, test), off (prod)",
+        description="Serves `/docs`, `/redoc` and `/openapi.json`.",
+    )
+    log_level: Annotated[LogLevel, BeforeValidator(_lower)] = setting(
+        "TASKCTL_LOG_LEVEL",
+        LogLevel.info,
+        expects="debug, info, warning or error",
+        description="The least important event that is logged.",
+    )
+    log_format: Annotated[LogFormat, BeforeValidator(_lower)] = setting(
+        "TASKCTL_LOG_FORMAT",
+        ...,
+        expects="console or json",
+        shown="console (dev, test), json (prod)",
+        description="How events are logged.",
+    )
+    pool_size: int = setting(
+        "TASKCTL_POOL_SIZE",
+        10,
+        expects="a whole number from 1 to 1000",
+        within=(1, 1000),
+        description="The most connections to the database, per process.",
+    )
+    pool_timeout: Seconds = setting(
+        "TASKCTL_POOL_TIMEOUT",
+        1.0,
+        expects="seconds from 0.01 to 60",
+        within=(0.01, 60),
+        shown="1 s",
+        description="How long a request waits for a connection before 503.",
+    )
+    statement_timeout: Seconds = setting(
+        "TASKCTL_STATEMENT_TIMEOUT",
+        5.0,
+        expects="seconds from 0.01 to 600",
+        within=(0.01, 600),
+        shown="5 s",
+        description="How long a statement may run before 503 `statement_timeout`.",
+    )
+    max_body: Bytes = setting(
+        "TASKCTL_MAX_BODY",
+        256 * 1024,
+        expects="a size from 1KiB to 100MiB",
+        within=(1024, 100 * 1024**2),
+        shown="256KiB",
+        description="The largest request body; beyond it 413 `body_too_large`.",
+    )
+
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @field_validator("database_url", "migration_database_url")
+    @classmethod
+    def _libpq_url(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not url.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("does not start with postgresql://")
+        return url
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            parts = urlsplit(origin)
+            if parts.scheme not in {"http", "https"} or origin != f"{parts.scheme}://{parts.netloc}":
+                raise ValueError(f"{origin!r} is not an origin: scheme, host and port, with no path")
+        return origins
+
+    @classmethod
+    def load(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        flags: Mapping[str, str] | None = None,
+        env_file: Path | None = Path(".env"),
+    ) -> Self:
+        """Read the settings; flags win over the environment, the environment over `env_file`.
+
+        Args:
+            environ: the environment; the process's own when left out.
+            flags: values given on the command line, by variable name.
+            env_file: None to read no file; a file that is not there is no error.
+
+        Raises:
+            SettingsInvalid: names each variable that is wrong or missing, and what would be right.
+        """
+        values: dict[str, str] = {}
+        sources: dict[str, str] = {}
+        layers = {
+            ".env": _read_env_file(env_file),
+            "environment": os.environ if environ is None else environ,
+            "flag": flags or {},
+        }
+        names = {str(field.alias) for field in cls.model_fields.values()}
+        for source, layer in layers.items():
+            for name in names & layer.keys():
+                if layer[name].strip():
+                    values[name], sources[name] = layer[name], source
+        environment = values.get("TASKCTL_ENV", "dev").strip().lower()
+        try:
+            settings = cls.model_validate(_profile(environment) | values)
+        except ValidationError as error:
+            raise SettingsInvalid("; ".join(_explain(cls, error))) from None
+        settings._sources.update(sources)  # noqa: SLF001 - its own
+        return settings
+
+    def source(self, name: str) -> str:
+        """Where the variable's value came from: flag, environment, .env or default."""
+        return self._sources.get(name, "default")
+
+    def check_database(self) -> None:
+        """Refuse production without a database of its own.
+
+        Raises:
+            SettingsInvalid: says what to set.
+        """
+        if self.environment is Environment.prod and self.database_url is None:
+            raise SettingsInvalid(
+                "DATABASE_URL is not set: production needs a PostgreSQL of its own, "
+                "for instance postgresql://user@host/database"
+            )
+
+    def check_secret(self) -> None:
+        """Refuse, outside development, to go without a secret or with a weak one.
+
+        Raises:
+            SettingsInvalid: there is none, or one is too short or publicly known; says what to set.
+        """
+        if self.environment is Environment.dev:
+            return
+        if self.secret is None:
+            raise SettingsInvalid(
+                f"BETTER_AUTH_SECRET is not set: outside development a secret of at least {MIN_SECRET_BYTES} "
+                "bytes is required; `openssl rand -base64 32` makes one"
+            )
+        for name, secret in self._secrets():
+            weakness = weak_secret(secret.get_secret_value())
+            if weakness:
+                raise SettingsInvalid(f"{name} {weakness}; `openssl rand -base64 32` makes a good one")
+
+    def with_kept_secret(self) -> Self:
+        """In development, these settings with the secret that the data directory keeps, made if need be.
+
+        It signs where no other secret is set, and always verifies. Elsewhere the settings are unchanged.
+
+        Raises:
+            SettingsInvalid: the data directory cannot hold it.
+        """
+        if self.environment is not Environment.dev:
+            return self
+        kept = SecretStr(kept_secret(self.data_dir))
+        if self.secret is None:
+            return self.model_copy(update={"secret": kept})
+        return self.model_copy(update={"previous_secrets": (*self.previous_secrets, kept)})
+
+    def with_database(self, url: str) -> Self:
+        """These settings with another database, such as the embedded one once it runs."""
+        return self.model_copy(update={"database_url": SecretStr(url)})
+
+    def warnings(self) -> list[str]:
+        """What development puts up with and production would refuse."""
+        weaknesses = ((name, weak_secret(secret.get_secret_value())) for name, secret in self._secrets())
+        return [f"{name} {weakness}; production refuses it" for name, weakness in weaknesses if weakness]
+
+    def _secrets(self) -> list[tuple[str, SecretStr]]:
+        current = [("BETTER_AUTH_SECRET", self.secret)] if self.secret else []
+        return current + [("BETTER_AUTH_SECRET_PREVIOUS", secret) for secret in self.previous_secrets]
+
+
+def weak_secret(secret: str) -> str | None:
+    """Say what is wrong with a secret, or None: publicly known, or shorter than RFC 7518, 3.2 asks for."""
+    if secret.strip().lower() in PLACEHOLDERS:
+        return "is a publicly known placeholder"
+    size = len(secret.encode())
+    if size < MIN_SECRET_BYTES:
+        return f"is {size} bytes long, at least {MIN_SECRET_BYTES} are required"
+    return None
+
+
+def kept_secret(data_dir: Path) -> str:
+    """The development secret in `data_dir`, made on first use; only its owner can read it.
+
+    Raises:
+        SettingsInvalid: it can be neither read nor made.
+    """
+    path = data_dir / "secret"
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=data_dir, prefix=".secret-") as new:
+            new.write(secrets.token_urlsafe(48))
+            new.flush()
+            # Of several processes at the same moment one makes the link, and all read what it holds.
+            with contextlib.suppress(FileExistsError):
+                os.link(new.name, path)
+        secret = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsInvalid(f"The development secret in {path} cannot be used: {error}") from error
+    if weak_secret(secret):
+        raise SettingsInvalid(f"The development secret in {path} {weak_secret(secret)}; remove the file")
+    return secret
+
+
+def seconds(text: str) -> float:
+    """A duration such as `90`, `500ms`, `30s`, `15m`, `1h` or `7d`, in seconds; ValueError otherwise."""
+    return float(_quantity(text, _SECONDS))
+
+
+def default_data_dir() -> Path:
+    """The platform's data directory for taskctl (XDG on Linux)."""
+    from platformdirs import user_data_path  # noqa: PLC0415 - not needed where the setting is given
+
+    return user_data_path("taskctl", appauthor=False)
+
+
+def _profile(environment: str) -> dict[str, Any]:
+    production = environment == Environment.prod
+    return {
+        "TASKCTL_DATA_DIR": default_data_dir(),
+        "TASKCTL_HOST": "0.0.0.0" if production else "127.0.0.1",  # noqa: S104 - a container's port
+        "TASKCTL_DOCS": not production,
+        "TASKCTL_LOG_FORMAT": LogFormat.json if production else LogFormat.console,
+    }
+
+
+def _read_env_file(path: Path | None) -> dict[str, str]:
+    if path is None or not path.is_file():
+        return {}
+    from dotenv import dotenv_values  # noqa: PLC0415 - most deployments have no such file
+
+    try:
+        # No interpolation: a `$` in a secret is a `$`.
+        values = dotenv_values(path, interpolate=False, encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsInvalid(f"{path} cannot be read: {error}") from error
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _explain(settings: type[ServerSettings], error: ValidationError) -> list[str]:
+    """One sentence a variable: its name, what is wrong, what would be right. Never its value."""
+    expected = {
+        str(field.alias): str(field.json_schema_extra["expects"])
+        for field in settings.model_fields.values()
+        if isinstance(field.json_schema_extra, dict)
+    }
+    sentences = []
+    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+        name = str(problem["loc"][0])
+        reason = problem["msg"].removeprefix("Value error, ")
+        reason = reason[0].lower() + reason[1:]
+        sentences.append(f"{name} is wrong ({reason}): it takes {expected.get(name, 'another value')}")
+    return sentences

@@ -1,0 +1,1 @@
+"""The HTTP API and all that stands behind it. Never imports the client or the command line."""

@@ -1,0 +1,64 @@
+"""Logging: one event a line, JSON for machines or a readable line for people; uvicorn's own in the same form.
+
+Values are always escaped by the renderer, so nothing that a client sends can start a line of its own.
+"""
+
+import logging
+import logging.config
+import sys
+from typing import Any
+
+import structlog
+
+from taskctl.config import LogFormat, ServerSettings
+
+
+def configure(settings: ServerSettings) -> None:
+    """Set up structlog and the standard library's logging to write to stderr, as the settings say."""
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: list[Any]
+    if settings.log_format is LogFormat.json:
+        renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    else:
+        renderer = [_escape, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    structlog.configure(
+        processors=[*shared, *renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {
+                "structlog": {
+                    "()": structlog.stdlib.ProcessorFormatter,
+                    "foreign_pre_chain": [*shared, structlog.stdlib.ExtraAdder(allow=())],
+                    "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+                }
+            },
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "structlog"}},
+            "root": {"handlers": ["stderr"], "level": level},
+            # What these tell of an ordinary day is said by this service's own events, once.
+            "loggers": {
+                "alembic": {"level": "WARNING"},
+                "psycopg.pool": {"level": "ERROR"},
+                "uvicorn": {"level": "WARNING"},
+            },
+        }
+    )
+
+
+def _escape(_logger: object, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Keep control characters from the terminal; the JSON renderer does so by itself."""
+    return {
+        name: value
+        if not isinstance(value, str) or value.isprintable() or name == "exception"
+        else ascii(value)
+        for name, value in event.items()
+    }

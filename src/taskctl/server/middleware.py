@@ -1,0 +1,225 @@
+"""What surrounds every request, as plain ASGI: its id, its time, its line in the log, and errors as problems.
+
+Envelope ── (CORS) ── Problems ── router
+"""
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+from fastapi import Response
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from taskctl.errors import (
+    BadRequest,
+    InternalError,
+    MethodNotAllowed,
+    RouteNotFound,
+    TaskctlError,
+    TokenMissing,
+    Unauthenticated,
+    Unavailable,
+)
+from taskctl.server.routing import Exchange, challenge
+
+log: Any = structlog.get_logger()
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_REQUEST_HEADERS = (
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-Match",
+    "If-None-Match",
+    "X-Request-ID",
+)
+_RESPONSE_HEADERS = (
+    "ETag",
+    "Idempotency-Replayed",
+    "Link",
+    "Location",
+    "Retry-After",
+    "Server-Timing",
+    "X-Request-ID",
+)
+"""What a page of another origin may send and read."""
+
+_CLIENT_CLOSED_REQUEST = 499
+"""What the log has for a client that went away; nothing was sent."""
+
+
+class Envelope:
+    """Gives each request an id, its answer the headers that all answers have, and the log one event.
+
+    HEAD is answered as GET is, without the body (RFC 9110, section 9.3.2).
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = scope["taskctl.exchange"] = Exchange(_request_id(scope))
+        status, size = _CLIENT_CLOSED_REQUEST, 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status, size
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *_common_headers(scope, exchange)]
+            elif scope["method"] == "HEAD":
+                message["body"] = b""
+            else:
+                size += len(message.get("body", b""))
+            await send(message)
+
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        try:
+            await self._app(inner, receive, answer)
+        finally:
+            _log_request(scope, inner, exchange, status, size)
+
+
+class Problems:
+    """Turns every error into a problem document (RFC 9457), and lets no stack trace out."""
+
+    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> None:
+        self._app = app
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        started = False
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch if scope["type"] == "http" else send)
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            if scope["type"] != "http" or started:
+                raise
+            await problem_response(self._as_taskctl_error(error, scope), scope)(scope, receive, send)
+
+    def _as_taskctl_error(self, error: Exception, scope: Scope) -> TaskctlError:
+        match error:
+            case TaskctlError():
+                return error
+            case HTTPException(status_code=404):
+                return RouteNotFound()
+            case HTTPException(status_code=405):
+                return MethodNotAllowed(headers={"Allow": ", ".join(sorted(self._allowed(scope)))})
+            case HTTPException():
+                return BadRequest(error.detail)
+            case _:
+                log.error("internal_error", request_id=scope["taskctl.exchange"].request_id, exc_info=error)
+                return InternalError()
+
+    def _allowed(self, scope: Scope) -> set[str]:
+        """The methods of all routes at this path: each route knows only its own."""
+        methods: set[str] = set()
+        for route in self._routes:
+            if route.matches(scope)[0] is not Match.NONE:
+                methods |= getattr(route, "methods", None) or set()
+        return methods | ({"HEAD"} if "GET" in methods else set())
+
+
+class Cors(CORSMiddleware):
+    """Starlette's CORS, which answers a refused preflight in plain text, with a problem instead."""
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=_REQUEST_HEADERS,
+            expose_headers=_RESPONSE_HEADERS,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        if (
+            scope["method"] == "OPTIONS"
+            and "origin" in headers
+            and "access-control-request-method" in headers
+        ):
+            response = self.preflight_response(headers)
+            if response.status_code >= 400:  # noqa: PLR2004 - HTTP's own border
+                refusal = BadRequest(
+                    "This preflight asks for an origin, method or header that is not allowed."
+                )
+                response = problem_response(refusal, scope)
+                response.headers["Vary"] = "Origin"
+            await response(scope, receive, send)
+            return
+        await super().__call__(scope, receive, send)
+
+
+def problem_response(error: TaskctlError, scope: Scope) -> Response:
+    """The answer that tells of an error."""
+    exchange: Exchange = scope["taskctl.exchange"]
+    path = (scope.get("raw_path") or scope["path"].encode()).decode("ascii", "replace").partition("?")[0]
+    headers = dict(error.headers)
+    if isinstance(error, TokenMissing):
+        headers["WWW-Authenticate"] = challenge()
+    elif isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = challenge("invalid_token", error.title())
+    elif isinstance(error, Unavailable):
+        headers["Retry-After"] = str(error.retry_after)
+    problem = error.problem(instance=path, request_id=exchange.request_id)
+    # ASCII, as a name that a client sent may hold what UTF-8 cannot.
+    return Response(json.dumps(problem), error.status, headers, "application/problem+json")
+
+
+def _request_id(scope: Scope) -> str:
+    sent = [value for name, value in scope["headers"] if name == b"x-request-id"]
+    if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]):
+        return bytes(sent[0]).decode("ascii")
+    return secrets.token_hex(16)
+
+
+def _common_headers(scope: Scope, exchange: Exchange) -> list[tuple[bytes, bytes]]:
+    timing = f"total;dur={(time.perf_counter() - exchange.started) * 1000:.2f}"
+    if exchange.database_seconds is not None:
+        timing += f", db;dur={exchange.database_seconds * 1000:.2f}"
+    headers = [
+        (b"x-request-id", exchange.request_id.encode("ascii")),
+        (b"server-timing", timing.encode("ascii")),
+    ]
+    if scope["path"].startswith("/api"):
+        headers.append((b"cache-control", b"no-store"))
+    return headers
+
+
+def _log_request(scope: Scope, routed: Mapping[str, Any], exchange: Exchange, status: int, size: int) -> None:
+    database = exchange.database_seconds
+    client = scope.get("client")
+    log.info(
+        "request",
+        request_id=exchange.request_id,
+        user_id=exchange.user_id,
+        method=scope["method"],
+        route=getattr(routed.get("route"), "path", None),
+        status=status,
+        duration_ms=round((time.perf_counter() - exchange.started) * 1000, 2),
+        db_ms=None if database is None else round(database * 1000, 2),
+        bytes=size,
+        client=client[0] if client else None,
+    )

@@ -1,0 +1,1 @@
+"""HTTP to models and back, one module a subject; no SQL here."""

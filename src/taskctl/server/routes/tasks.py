@@ -1,0 +1,315 @@
+"""The tasks of one user: `/api/v1/{user_id}/tasks…`."""
+
+import base64
+import hashlib
+import json
+import re
+from typing import Annotated, Any
+from urllib.parse import parse_qsl, urlencode
+
+from fastapi import APIRouter, Body, Depends, Header, Path, Query, Response
+from fastapi.security import HTTPBearer
+from psycopg.types.numeric import Int8
+
+from taskctl.errors import BadRequest, IdempotencyKeyReused, TaskNotFound, VersionConflict
+from taskctl.models import Completion, ListQuery, Problem, Task, TaskContent, TaskPage, TaskPatch
+from taskctl.server import queries
+from taskctl.server.database import Row
+from taskctl.server.routing import JSON, MERGE_PATCH, Call, TaskRoute
+from taskctl.vocabulary import API_PREFIX, IDEMPOTENCY_KEY_MAX, TASK_ID_MAX, Order
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    401: {"model": Problem, "description": "No token, or not one that this server accepts."},
+    403: {"model": Problem, "description": "Not your tasks, or a scope that does not allow this."},
+    422: {"model": Problem, "description": "Values or parameters that are not allowed."},
+    500: {"model": Problem, "description": "The server failed."},
+    503: {"model": Problem, "description": "Try again after `Retry-After` seconds."},
+}
+_BAD: dict[int | str, dict[str, Any]] = {400: {"model": Problem, "description": "Malformed."}}
+_ABSENT: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such task."}}
+_STALE: dict[int | str, dict[str, Any]] = {412: {"model": Problem, "description": "`If-Match` is stale."}}
+_BODY: dict[int | str, dict[str, Any]] = _BAD | {
+    413: {"model": Problem, "description": "The body is too large."},
+    415: {"model": Problem, "description": "The body is of another media type."},
+}
+_ETAG = {"ETag": {"description": "The task's version, quoted.", "schema": {"type": "string"}}}
+_TASK: dict[int | str, dict[str, Any]] = {200: {"model": Task, "headers": _ETAG}}
+_BOTH_PATCH_TYPES = {
+    "requestBody": {"content": {MERGE_PATCH: {"schema": {"$ref": "#/components/schemas/TaskPatch"}}}}
+}
+_BOTH_COMPLETION_TYPES = {
+    "requestBody": {"content": {MERGE_PATCH: {"schema": {"$ref": "#/components/schemas/Completion"}}}}
+}
+
+_ENTITY_TAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
+
+TaskId = Annotated[int, Path(ge=1, le=TASK_ID_MAX, description="What cannot be an id is 404.")]
+IfMatch = Annotated[
+    str | None,
+    Header(
+        description="Entity tags, comma-separated, or `*`: change the task only at one of these versions."
+    ),
+]
+
+
+async def _owner(
+    user_id: Annotated[str, Path(description="The `sub` of the token; `me` stands for it.")],
+) -> None:
+    """Declared for the OpenAPI document; `TaskRoute` does what it says."""
+
+
+router = APIRouter(
+    prefix=f"{API_PREFIX}/{{user_id}}",
+    route_class=TaskRoute,
+    dependencies=[
+        Depends(_owner),
+        Depends(HTTPBearer(bearerFormat="JWT", description="`taskctl token mint` makes one.")),
+    ],
+    responses=_PROBLEMS,
+    tags=["tasks"],
+)
+
+
+@router.get("/tasks", responses=_BAD | {200: {"model": TaskPage}})
+async def list_tasks(call: Call, query: Annotated[ListQuery, Query()]) -> Response:
+    """List tasks, page by page."""
+    start = None if query.cursor is None else _decode_cursor(query.cursor, query.order)
+    row = await call.fetch(
+        queries.LIST_TASKS[query.status, query.order], cursor=start and Int8(start), limit=query.limit
+    )
+    items, next_id = row or (None, None)
+    headers = {}
+    cursor = b"null"
+    if next_id is not None:
+        text = _encode_cursor(next_id, query.order)
+        cursor = f'"{text}"'.encode()
+        sent = {**dict(parse_qsl(call.scope["query_string"].decode("latin-1"))), "cursor": text}
+        headers["Link"] = f'<{call.path_as_sent}?{urlencode(sent)}>; rel="next"'
+    return _json(b'{"items":[%b],"next_cursor":%b}' % (items or b"", cursor), headers=headers)
+
+
+@router.post(
+    "/tasks",
+    status_code=201,
+    responses=_BODY
+    | {
+        201: {
+            "model": Task,
+            "headers": _ETAG
+            | {
+                "Location": {"description": "The task's path.", "schema": {"type": "string"}},
+                "Idempotency-Replayed": {
+                    "description": "`true` when this key made the task before.",
+                    "schema": {"type": "string"},
+                },
+            },
+        }
+    },
+)
+async def create_task(
+    call: Call,
+    body: TaskContent,
+    idempotency_key: Annotated[
+        str | None,
+        Header(description="1-255 visible ASCII characters. The same key and content make one task."),
+    ] = None,
+) -> Response:
+    """Create a task."""
+    if idempotency_key is not None and not _is_key(idempotency_key):
+        raise BadRequest(
+            f"An Idempotency-Key is 1 to {IDEMPOTENCY_KEY_MAX} visible ASCII characters, with no space."
+        )
+    row = await call.fetch(
+        queries.CREATE_TASK,
+        title=body.title,
+        description=body.description,
+        completed=body.completed,
+        key=idempotency_key,
+        digest=None if idempotency_key is None else _digest(body),
+    )
+    replayed, same_content, task_id, version, task = row or ()
+    if not same_content:
+        raise IdempotencyKeyReused
+    headers = {"Location": f"{call.path_as_sent}/{task_id}"}
+    if replayed:
+        headers["Idempotency-Replayed"] = "true"
+    return _json(task, version, status=201, headers=headers)
+
+
+@router.get(
+    "/tasks/{task_id}",
+    responses=_TASK | _ABSENT | {304: {"description": "The task is as `If-None-Match` has it."}},
+)
+async def read_task(
+    call: Call,
+    task_id: TaskId,
+    if_none_match: Annotated[str | None, Header(description="Entity tags, comma-separated, or `*`.")] = None,
+) -> Response:
+    """Read one task."""
+    _, version, task = _found(await call.fetch(queries.READ_TASK, id=Int8(task_id)))
+    if if_none_match is not None and _none_match_fails(if_none_match, version):
+        return Response(status_code=304, headers={"ETag": f'"{version}"'})
+    return _json(task, version)
+
+
+@router.put("/tasks/{task_id}", responses=_TASK | _BODY | _ABSENT | _STALE)
+async def replace_task(call: Call, task_id: TaskId, body: TaskContent, if_match: IfMatch = None) -> Response:
+    """Replace all that can be written of a task; what is left out takes its default."""
+    return await _change(
+        call,
+        task_id,
+        if_match,
+        title=body.title,
+        set_description=True,
+        description=body.description,
+        completed=body.completed,
+    )
+
+
+@router.patch(
+    "/tasks/{task_id}",
+    responses=_TASK | _BODY | _ABSENT | _STALE,
+    openapi_extra=_BOTH_PATCH_TYPES,
+)
+async def edit_task(call: Call, task_id: TaskId, body: TaskPatch, if_match: IfMatch = None) -> Response:
+    """Change some of a task (JSON merge patch, RFC 7396)."""
+    sent = body.model_fields_set
+    return await _change(
+        call,
+        task_id,
+        if_match,
+        title=body.title if "title" in sent else None,
+        set_description="description" in sent,
+        description=body.description,
+        completed=body.completed if "completed" in sent else None,
+    )
+
+
+@router.patch(
+    "/tasks/{task_id}/complete",
+    responses=_TASK | _BODY | _ABSENT | _STALE,
+    openapi_extra=_BOTH_COMPLETION_TYPES,
+)
+async def complete_task(
+    call: Call,
+    task_id: TaskId,
+    body: Annotated[Completion, Body()] = Completion(),  # noqa: B008 - never changed
+    if_match: IfMatch = None,
+) -> Response:
+    """Complete a task, or reopen it. A state and not a toggle: sent twice, it changes nothing."""
+    return await _change(
+        call, task_id, if_match, title=None, set_description=False, description=None, completed=body.completed
+    )
+
+
+@router.delete(
+    "/tasks/{task_id}",
+    status_code=204,
+    responses=_BAD | _ABSENT | _STALE | {204: {"description": "The task is gone."}},
+)
+async def delete_task(call: Call, task_id: TaskId, if_match: IfMatch = None) -> Response:
+    """Delete a task."""
+    row = await call.fetch(queries.DELETE_TASK, id=Int8(task_id), versions=_versions(if_match))
+    matched, version = _found(row)
+    _require(matched, version)
+    return Response(status_code=204)
+
+
+async def _change(call: Call, task_id: int, if_match: str | None, **changes: Any) -> Response:
+    versions = _versions(if_match)
+    row = await call.fetch(queries.CHANGE_TASK, id=Int8(task_id), versions=versions, **changes)
+    matched, version, task = _found(row)
+    _require(matched, version)
+    return _json(task, version)
+
+
+def _found(row: Row | None) -> Row:
+    if row is None:
+        raise TaskNotFound
+    return row
+
+
+def _require(matched: bool, version: int) -> None:
+    if not matched:
+        raise VersionConflict(
+            f"The task is at version {version}, which If-Match does not name; read it again.",
+            current_version=version,
+        )
+
+
+def _json(
+    body: bytes, version: int | None = None, *, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    headers = headers or {}
+    if version is not None:
+        headers["ETag"] = f'"{version}"'
+    return Response(body, status, headers, JSON)
+
+
+def _entity_tags(header: str) -> list[tuple[bool, str]] | None:
+    """A list of entity tags (RFC 9110, section 8.8.3) as (weak, text), or None for what is none."""
+    tags = []
+    for part in header.split(","):
+        match = _ENTITY_TAG.fullmatch(part.strip())
+        if match:
+            tags.append((match[1] is not None, match[2]))
+        elif part.strip():
+            return None
+    return tags or None
+
+
+def _versions(if_match: str | None) -> list[int] | None:
+    """The versions that `If-Match` names; None where it names none or any.
+
+    A weak tag never matches (RFC 9110, section 13.1.1), nor does one that no version of a task has.
+    """
+    if if_match is None or if_match.strip() == "*":
+        return None
+    tags = _entity_tags(if_match)
+    if tags is None:
+        raise BadRequest('If-Match takes entity tags such as "3", comma-separated, or *.')
+    numbers = [text for weak, text in tags if not weak and re.fullmatch(r"[1-9][0-9]{0,18}", text)]
+    return [int(number) for number in numbers if int(number) <= TASK_ID_MAX]
+
+
+def _none_match_fails(if_none_match: str, version: int) -> bool:
+    """Whether `If-None-Match` names this version; weak tags count (RFC 9110, section 13.1.2)."""
+    if if_none_match.strip() == "*":
+        return True
+    return any(text == str(version) for _, text in _entity_tags(if_none_match) or ())
+
+
+def _is_key(text: str) -> bool:
+    return 1 <= len(text) <= IDEMPOTENCY_KEY_MAX and all("!" <= each <= "~" for each in text)
+
+
+def _digest(body: TaskContent) -> bytes:
+    """What tells one content from another, whatever the order of members, white space or left-out defaults.
+
+    Defaults are left out, so that a field that comes with a later release changes no digest.
+    """
+    content = json.dumps(body.model_dump(exclude_defaults=True), sort_keys=True)
+    return hashlib.sha256(content.encode()).digest()
+
+
+def _encode_cursor(first_id: int, order: Order) -> str:
+    return base64.urlsafe_b64encode(f"{order}:{first_id}".encode()).rstrip(b"=").decode()
+
+
+def _decode_cursor(cursor: str, order: Order) -> int:
+    match = None
+    if cursor.isascii() and len(cursor) <= 64:  # noqa: PLR2004 - far more than any cursor has
+        try:
+            text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
+            match = re.fullmatch(r"(asc|desc):([1-9][0-9]{0,18})", text)
+        except ValueError:
+            match = None
+    if (
+        match is None
+        or int(match[2]) > TASK_ID_MAX
+        or _encode_cursor(int(match[2]), Order(match[1])) != cursor
+    ):
+        raise BadRequest("The cursor is not one that this server gave out; start again without it.")
+    if match[1] != order:
+        raise BadRequest(f"The cursor belongs to a list with order={match[1]}; start again without it.")
+    return int(match[2])

@@ -1,0 +1,317 @@
+"""From an ASGI request to an endpoint's arguments, in the order of checks that the API promises.
+
+FastAPI reads the endpoints' signatures and makes the OpenAPI document of them. What it would do per request
+(solve dependencies, exit stacks, read the body before anything else) is replaced by `TaskRoute.handle`:
+token, owner and scope, media type and size, JSON, validation, and only then the endpoint. A body is not
+read before the token is good.
+"""
+
+import inspect
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, get_args
+from urllib.parse import parse_qsl
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from taskctl import vocabulary
+from taskctl.config import ServerSettings
+from taskctl.errors import (
+    BadRequest,
+    BodyTooLarge,
+    InsufficientScope,
+    NotYourTasks,
+    TokenMalformed,
+    TokenMissing,
+    UnsupportedMediaType,
+    ValidationFailed,
+)
+from taskctl.server.database import Database, Row
+from taskctl.server.queries import Statement
+from taskctl.tokens import Identity, Verifier
+
+JSON = "application/json"
+MERGE_PATCH = "application/merge-patch+json"
+
+_READING = frozenset({"GET", "HEAD"})
+_TASK_ID = re.compile(r"[1-9][0-9]{0,18}")
+_LOC_MAX = 64
+"""Characters of a member's name that an error repeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the endpoints work with; made once by `create_app`."""
+
+    settings: ServerSettings
+    database: Database
+    verifier: Verifier
+    started: float
+    """`time.monotonic()` when the process started to serve."""
+
+
+class Exchange:
+    """What is known of one request for its answer's headers and its line in the log."""
+
+    __slots__ = ("database_seconds", "request_id", "started", "user_id")
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.started = time.perf_counter()
+        self.database_seconds: float | None = None
+        self.user_id: str | None = None
+
+
+class Call(Request):
+    """A request as endpoints see it: the service behind it, and the user whose tasks it is about."""
+
+    identity: Identity
+
+    @property
+    def service(self) -> Service:
+        """What `create_app` made."""
+        service: Service = self.scope["app"].state.service
+        return service
+
+    @property
+    def path_as_sent(self) -> str:
+        """The path, percent-encoded as the client sent it."""
+        raw: bytes = self.scope.get("raw_path") or self.scope["path"].encode("ascii", "replace")
+        return raw.decode("ascii", "replace").partition("?")[0]
+
+    def header(self, name: str) -> str | None:
+        """A header's value; several lines of it as one list (RFC 9110, section 5.3)."""
+        values = self.headers.getlist(name)
+        return ", ".join(values) if values else None
+
+    async def fetch(self, statement: Statement, **parameters: Any) -> Row | None:
+        """Run a statement for this user; raises as `Database.fetch`. Its time goes into `Server-Timing`."""
+        exchange: Exchange = self.scope["taskctl.exchange"]
+        started = time.perf_counter()
+        try:
+            return await self.service.database.fetch(
+                statement, {"user_id": self.identity.user_id, **parameters}
+            )
+        finally:
+            exchange.database_seconds = (exchange.database_seconds or 0) + time.perf_counter() - started
+
+
+class PublicRoute(APIRoute):
+    """A route that anybody may use: the endpoint is called with the `Call`, and its response sent."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        self.app = self._answer
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self.respond(Call(scope, receive, send))
+        await response(scope, receive, send)
+
+    async def respond(self, call: Call) -> Response:
+        """Answer one request."""
+        response: Response = await self.endpoint(call)
+        return response
+
+
+class TaskRoute(PublicRoute):
+    """A route to one user's tasks.
+
+    An endpoint takes the `Call`, and by name what its signature asks for: `task_id`, `query` (a model of
+    all query parameters), `body` (a model; with a default where the body may be left out), and headers.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        parameters = inspect.signature(endpoint).parameters
+        methods = self.methods or set()
+        self._scope = vocabulary.Scope.read if methods <= _READING else vocabulary.Scope.write
+        self._query = _model(parameters.get("query"))
+        self._body = _model(parameters.get("body"))
+        self._body_required = self._body is not None and parameters["body"].default is inspect.Parameter.empty
+        self._media_types = (JSON, MERGE_PATCH) if "PATCH" in methods else (JSON,)
+        # RFC 5789, section 3.1.
+        self._accepted = {"Accept-Patch": ", ".join(self._media_types)} if "PATCH" in methods else None
+        self._headers = [(field.name, field.alias) for field in self.dependant.header_params]
+
+    async def respond(self, call: Call) -> Response:
+        """Answer one request, or raise what is wrong with it."""
+        path = call.path_params
+        call.identity = self._authorize(call, path["user_id"])
+        content = await self._read(call) if self._body else b""
+        arguments: dict[str, Any] = {}
+        errors: list[dict[str, Any]] = []
+        if self._body and (content or self._body_required):
+            arguments["body"] = _validate("body", self._body, parse_json(content), errors)
+        parameters = _query_parameters(call.scope["query_string"], errors)
+        if self._query:
+            arguments["query"] = _validate("query", self._query, parameters, errors)
+        else:
+            errors += [
+                _invalid(("query", name), "There is no such parameter.", "extra_forbidden")
+                for name in parameters
+            ]
+        if errors:
+            raise ValidationFailed(_summary(errors), errors=errors)
+        if "task_id" in path:
+            arguments["task_id"] = _task_id(path["task_id"])
+        for name, alias in self._headers:
+            arguments[name] = call.header(alias)
+        response: Response = await self.endpoint(call, **arguments)
+        return response
+
+    def _authorize(self, call: Call, owner: str) -> Identity:
+        identity = call.service.verifier.verify(_bearer_token(call))
+        call.scope["taskctl.exchange"].user_id = identity.user_id
+        if owner not in ("me", identity.user_id):
+            raise NotYourTasks
+        if self._scope not in identity.scopes:
+            raise InsufficientScope(
+                f"The token's scope does not include {self._scope}.",
+                headers={"WWW-Authenticate": challenge("insufficient_scope", scope=self._scope)},
+            )
+        return identity
+
+    async def _read(self, call: Call) -> bytes:
+        """The body, once its media type is known to be good."""
+        media_type = call.headers.get("content-type")
+        announced = call.headers.get("content-length", "0") != "0" or "transfer-encoding" in call.headers
+        if media_type is not None and (announced or self._body_required):
+            essence = media_type.partition(";")[0].strip().lower()
+            if essence not in self._media_types:
+                raise UnsupportedMediaType(
+                    f"Send the header 'Content-Type: {self._media_types[0]}'.",
+                    headers=self._accepted,
+                )
+        return await _read_body(call, call.service.settings.max_body)
+
+
+def challenge(error: str | None = None, description: str | None = None, scope: str | None = None) -> str:
+    """A `WWW-Authenticate` value (RFC 6750, section 3)."""
+    parts = {"realm": "taskctl", "error": error, "error_description": description, "scope": scope}
+    return "Bearer " + ", ".join(f'{name}="{value}"' for name, value in parts.items() if value)
+
+
+def parse_json(body: bytes) -> Any:
+    """JSON as RFC 8259 has it, and no more: UTF-8, no BOM, no NaN, no member twice.
+
+    Raises:
+        BadRequest: says what is wrong and where.
+    """
+    try:
+        text = body.decode("utf-8")
+        return json.loads(text, object_pairs_hook=_unique_members, parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"The body is not UTF-8: byte {error.start} cannot be read.") from error
+    except json.JSONDecodeError as error:
+        reason = "it is empty" if not body else f"{error.msg} at line {error.lineno}, column {error.colno}"
+        raise BadRequest(f"The body is not JSON: {reason}.") from error
+    except RecursionError as error:
+        raise BadRequest("The body is not JSON that this server reads: it is nested too deeply.") from error
+    except ValueError as error:
+        raise BadRequest(f"The body is not JSON that this server reads: {error}.") from error
+
+
+def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("an object has the same member twice")
+    return members
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _model(parameter: inspect.Parameter | None) -> type[BaseModel] | None:
+    """The pydantic model in a parameter's annotation, through `Annotated` and `| None`."""
+    if parameter is None:
+        return None
+    candidates = [parameter.annotation]
+    for candidate in candidates:
+        candidates += get_args(candidate)
+    return next(each for each in candidates if inspect.isclass(each) and issubclass(each, BaseModel))
+
+
+def _bearer_token(call: Call) -> str:
+    """The token of the `Authorization` header (RFC 6750, section 2.1); a query string's is never read."""
+    values = call.headers.getlist("authorization")
+    if len(values) > 1:
+        raise TokenMalformed("There are two Authorization headers.")
+    scheme, _, token = (values[0] if values else "").strip().partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise TokenMissing("Send the header 'Authorization: Bearer <token>'.")
+    return token.strip()
+
+
+async def _read_body(call: Call, limit: int) -> bytes:
+    """The whole body, counted as it arrives, whatever `Content-Length` claims."""
+    length = call.headers.get("content-length", "")
+    too_large = BodyTooLarge(f"The body is larger than {limit} bytes.")
+    if length.isdigit() and int(length[:20]) > limit:
+        raise too_large
+    body = b""
+    while True:
+        message = await call.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
+        body += chunk
+        if len(body) > limit:
+            raise too_large
+        if not message.get("more_body", False):
+            return body
+
+
+def _query_parameters(query: bytes, errors: list[dict[str, Any]]) -> dict[str, str]:
+    if not query:
+        return {}
+    parameters: dict[str, str] = {}
+    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        if name in parameters:
+            errors.append(_invalid(("query", name), "This parameter was sent more than once.", "repeated"))
+        parameters[name] = value
+    return parameters
+
+
+def _validate(
+    where: str, model: type[BaseModel], value: Any, errors: list[dict[str, Any]]
+) -> BaseModel | None:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        for each in error.errors(include_url=False, include_context=False, include_input=False):
+            message = each["msg"].removeprefix("Value error, ")
+            errors.append(_invalid((where, *each["loc"]), message[0].upper() + message[1:], each["type"]))
+        return None
+
+
+def _invalid(loc: tuple[str | int, ...], message: str, kind: str) -> dict[str, Any]:
+    names = [
+        each if isinstance(each, int) else each.encode("ascii", "backslashreplace").decode() for each in loc
+    ]
+    return {
+        "loc": [each if isinstance(each, int) else each[:_LOC_MAX] for each in names],
+        "msg": message,
+        "type": kind,
+    }
+
+
+def _summary(errors: list[dict[str, Any]]) -> str:
+    """The first error as a sentence, for those who read only the detail."""
+    first = errors[0]
+    where = ".".join(str(each) for each in first["loc"])
+    more = f" ({len(errors) - 1} more in errors)" if len(errors) > 1 else ""
+    return f"{where}: {first['msg'].rstrip('.')}{more}."
+
+
+def _task_id(text: str) -> int:
+    """The id in a path; 0, which no task has, for what cannot be one."""
+    value = int(text) if _TASK_ID.fullmatch(text) else 0
+    return value if value <= vocabulary.TASK_ID_MAX else 0

@@ -1,0 +1,58 @@
+"""Words and bounds that the command line, the API and the database share. Standard library only."""
+
+from enum import StrEnum
+
+API_PREFIX = "/api/v1"
+
+TITLE_MAX = 200
+"""Characters (code points) in a title, after trimming; at least one."""
+
+DESCRIPTION_MAX = 10_000
+"""Characters (code points) in a description."""
+
+USER_ID_MAX = 255
+"""Characters in a user id, which is a token's `sub`."""
+
+IDEMPOTENCY_KEY_MAX = 255
+"""Visible ASCII characters in an `Idempotency-Key`."""
+
+TASK_ID_MAX = 2**63 - 1
+"""The largest PostgreSQL `bigint`."""
+
+PAGE_LIMIT_MAX = 200
+"""Tasks on one page of a list."""
+
+PAGE_LIMIT_DEFAULT = 50
+
+MIN_SECRET_BYTES = 32
+"""Shortest secret for HS256 (RFC 7518, section 3.2)."""
+
+
+class Environment(StrEnum):
+    """The profile that the server's defaults follow."""
+
+    dev = "dev"
+    test = "test"
+    prod = "prod"
+
+
+class Status(StrEnum):
+    """Which tasks a list shows."""
+
+    all = "all"
+    pending = "pending"
+    completed = "completed"
+
+
+class Order(StrEnum):
+    """The order of a list, by id."""
+
+    asc = "asc"
+    desc = "desc"
+
+
+class Scope(StrEnum):
+    """What a token's `scope` claim may allow (RFC 8693, section 4.2); write does not imply read."""
+
+    read = "tasks:read"
+    write = "tasks:write"
