@@ -297,15 +297,33 @@ class ServerSettings(BaseModel):
     def _libpq_url(cls, url: SecretStr | None) -> SecretStr | None:
         if url is not None and not url.get_secret_value().startswith(("postgresql://", "postgres://")):
             raise ValueError("does not start with postgresql://")
+        if url is not None and url.get_secret_value().partition("://")[2].partition("/")[0].count("@") > 1:
+            # libpq would look for a host by the name of half the password, and say so.
+            raise ValueError("holds a second @, which in a password is written %40")
         return url
+
+    @field_validator("secret", "previous_secrets")
+    @classmethod
+    def _utf8(cls, value: Any) -> Any:
+        for secret in value if isinstance(value, tuple) else (value,):
+            try:
+                (secret.get_secret_value() if secret else "").encode()
+            except UnicodeEncodeError:
+                raise ValueError("is not UTF-8") from None
+        return value
 
     @field_validator("cors_origins")
     @classmethod
     def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
             parts = urlsplit(origin)
-            if parts.scheme not in {"http", "https"} or origin != f"{parts.scheme}://{parts.netloc}":
-                raise ValueError(f"{origin!r} is not an origin: scheme, host and port, with no path")
+            if (
+                parts.scheme not in {"http", "https"}
+                or not parts.netloc
+                or "@" in parts.netloc
+                or origin != f"{parts.scheme}://{parts.netloc}"
+            ):
+                raise ValueError("not an origin: scheme, host and port, with no path")
         return origins
 
     @classmethod

@@ -52,7 +52,7 @@ class TaskctlError(Exception):
     @classmethod
     def title(cls) -> str:
         """The sentence that describes every occurrence of this class."""
-        return (cls.__doc__ or "").strip().splitlines()[0]
+        return (cls.__doc__ or f"{cls.__name__}.").strip().splitlines()[0]
 
     def problem(self, *, instance: str, request_id: str) -> dict[str, Any]:
         """This occurrence as a problem document (RFC 9457) about the request path `instance`."""
@@ -296,6 +296,12 @@ class SettingsInvalid(LocalError):
     """A setting is missing or wrong."""
 
     code, exit_code = "settings_invalid", 2
+
+
+class Unexpected(LocalError):
+    """Something went wrong that should not have."""
+
+    code = "internal"
 
 
 class NotLoggedIn(LocalError):

@@ -44,6 +44,15 @@ def _many_lines(text: str) -> str:
     return text if text.isprintable() else _refuse(text, _CONTROL - _LINE_BREAKS)
 
 
+def _title_schema(schema: dict[str, Any]) -> None:
+    """Say in JSON Schema what is accepted: the bounds hold for what trimming leaves."""
+    space = r"\t-\r \u0085\u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000"
+    visible = f"[^{space}{_CONTROL_RANGE}]"
+    schema.pop("minLength", None)
+    schema.pop("maxLength", None)
+    schema["pattern"] = f"^[{space}]*{visible}([^{_CONTROL_RANGE}]{{0,{TITLE_MAX - 2}}}{visible})?[{space}]*$"
+
+
 Title = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=TITLE_MAX),
@@ -51,10 +60,7 @@ Title = Annotated[
     Field(
         description="One line, trimmed.",
         examples=["Buy milk"],
-        json_schema_extra={
-            # In JSON Schema's words: something that is not white space, and no control character anywhere.
-            "pattern": rf"^[^{_CONTROL_RANGE}]*[^\s{_CONTROL_RANGE}][^{_CONTROL_RANGE}]*$"
-        },
+        json_schema_extra=_title_schema,
     ),
 ]
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from taskctl.errors import LocalError, TaskctlError, UsageInvalid
+from taskctl.errors import TaskctlError, Unexpected, UsageInvalid
 
 COMPLETE_VARIABLE = "_TASKCTL_COMPLETE"
 """Set by the shell's completion script when it asks for completions."""
@@ -98,20 +98,14 @@ def _report(error: Exception, options: Sequence[str]) -> int:
     return error.exit_code if isinstance(error, TaskctlError) else 1
 
 
-def _unexpected(error: BaseException) -> LocalError:
+def _unexpected(error: BaseException) -> Unexpected:
     """An error that nobody expected, with its causes, in one sentence."""
-
-    class Internal(LocalError):
-        """Something went wrong that should not have."""
-
-        code = "internal"
-
     causes = []
     cause: BaseException | None = error
     while cause is not None:
         causes.append(f"{type(cause).__name__}: {cause}".removesuffix(": "))
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-    return Internal(", because of ".join(causes) + "; --debug before the command shows where")
+    return Unexpected(", because of ".join(causes) + "; --debug before the command shows where")
 
 
 def _discard_output() -> None:

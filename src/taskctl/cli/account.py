@@ -54,7 +54,7 @@ def login(
         bool, typer.Option("--allow-http", help="Let the token go to another machine over plain HTTP.")
     ] = False,
 ) -> None:
-    """Store a server and a token as a context, and make it the current one."""
+    """Log in to a server. Its URL and the token are stored as a context, the current one from then on."""
     flags: contexts.Flags = context.find_root().obj
     if not token_stdin:
         raise UsageInvalid("A token is read from stdin only: add --token-stdin, and pipe the token in.")
@@ -86,7 +86,7 @@ def logout(
         str | None, typer.Option("--context", metavar="NAME", help="Which; the current one.")
     ] = None,
 ) -> None:
-    """Forget a context's token; its server stays, for the next login."""
+    """Forget a context's token. Its server stays, for the next login."""
     flags: contexts.Flags = context.find_root().obj
     stored = contexts.load()
     name = name or flags.context or os.environ.get("TASKCTL_CONTEXT") or stored.current

@@ -159,14 +159,16 @@ def report(error: TaskctlError, *, as_json: bool, task_id: int | None = None) ->
 
 
 def _sentence(error: TaskctlError) -> str:
-    """The detail, with what validation found wrong: those sentences say what to do."""
+    """The detail, and what validation found wrong where the detail does not say it."""
     found = error.members.get("errors")
     if not isinstance(found, list):
         return error.detail
     wrong = [
         f"{'.'.join(map(str, one['loc'][1:] or one['loc']))}: {one.get('msg')}"
         for one in found
-        if isinstance(one, dict) and isinstance(one.get("loc"), list)
+        if isinstance(one, dict)
+        and isinstance(one.get("loc"), list)
+        and str(one.get("msg")) not in error.detail
     ]
     return f"{error.detail} {'; '.join(wrong)}".rstrip()
 

@@ -21,6 +21,10 @@ _WAITING_PER_CONNECTION = 20
 """How many requests may wait for each connection before the next one is turned away at once."""
 
 
+class SchemaMissing(DatabaseUnavailable):
+    """The database's schema is not what this build needs; `taskctl db upgrade` upgrades it."""
+
+
 class _BytesLoader(Loader):
     """PostgreSQL's JSON goes over the wire as it came: it is never decoded."""
 
@@ -73,6 +77,7 @@ class Database:
             DatabaseUnavailable: there is no connection, or it was lost.
             Overloaded: every connection stayed busy for as long as a request may wait.
             StatementTimeout: PostgreSQL gave up on the statement.
+            SchemaMissing: a table or column that the statement names is not there.
         """
         try:
             async with self._pool.connection() as connection:
@@ -88,6 +93,10 @@ class Database:
             raise DatabaseUnavailable from error
         except postgres.QueryCanceled as error:
             raise StatementTimeout from error
+        except (postgres.UndefinedTable, postgres.UndefinedColumn) as error:
+            raise SchemaMissing from error
+        except postgres.ReadOnlySqlTransaction as error:
+            raise DatabaseUnavailable("The database takes no writes right now.") from error
         except (psycopg.OperationalError, PoolClosed) as error:
             raise DatabaseUnavailable from error
 
@@ -95,7 +104,7 @@ class Database:
         """The schema's revision, or None where nothing was migrated yet; raises as `fetch`."""
         try:
             row = await self.fetch(READ_REVISION, {})
-        except postgres.UndefinedTable:
+        except SchemaMissing:
             return None
         return row[0].decode() if row else None
 

@@ -21,14 +21,21 @@ def configure(settings: ServerSettings) -> None:
     ]
     renderer: list[Any]
     if settings.log_format is LogFormat.json:
-        renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
     else:
-        renderer = [_escape, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        renderer = [
+            structlog.processors.format_exc_info,
+            _escape,
+            # structlog's own choice, rich, would print the values of local variables: tokens, passwords.
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
+        ]
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     structlog.configure(
         processors=[*shared, *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
     logging.config.dictConfig(
@@ -57,8 +64,13 @@ def configure(settings: ServerSettings) -> None:
 def _escape(_logger: object, _method: str, event: dict[str, Any]) -> dict[str, Any]:
     """Keep control characters from the terminal; the JSON renderer does so by itself."""
     return {
-        name: value
-        if not isinstance(value, str) or value.isprintable() or name == "exception"
-        else ascii(value)
+        name: "\n".join(_printable(line) for line in value.split("\n"))
+        if name in {"exception", "stack"} and isinstance(value, str)
+        else _printable(value)
         for name, value in event.items()
     }
+
+
+def _printable(value: Any) -> Any:
+    text = value if isinstance(value, str) else repr(value)
+    return value if text.isprintable() else ascii(text)

@@ -3,6 +3,7 @@
 Envelope ── (CORS) ── Problems ── router
 """
 
+import itertools
 import json
 import re
 import secrets
@@ -34,6 +35,10 @@ from taskctl.server.routing import Exchange, challenge
 log: Any = structlog.get_logger()
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_PROCESS = secrets.token_hex(12)
+_requests = itertools.count(1)
+"""A request's id is the process's random part and a count: unique, and free of a system call each."""
+
 _REQUEST_HEADERS = (
     "Authorization",
     "Content-Type",
@@ -134,9 +139,12 @@ class Problems:
     def _allowed(self, scope: Scope) -> set[str]:
         """The methods of all routes at this path: each route knows only its own."""
         methods: set[str] = set()
+        # A mount that was entered on the way has moved the root.
+        whole = {**scope, "root_path": scope.get("app_root_path", scope.get("root_path", ""))}
         for route in self._routes:
-            if route.matches(scope)[0] is not Match.NONE:
-                methods |= getattr(route, "methods", None) or set()
+            if route.matches(whole)[0] is not Match.NONE:
+                # A mount, which has none of its own, serves files.
+                methods |= getattr(route, "methods", None) or {"GET"}
         return methods | ({"HEAD"} if "GET" in methods else set())
 
 
@@ -154,7 +162,10 @@ class Cors(CORSMiddleware):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
-        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
         if (
             scope["method"] == "OPTIONS"
             and "origin" in headers
@@ -192,7 +203,7 @@ def _request_id(scope: Scope) -> str:
     sent = [value for name, value in scope["headers"] if name == b"x-request-id"]
     if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]):
         return bytes(sent[0]).decode("ascii")
-    return secrets.token_hex(16)
+    return f"{_PROCESS}{next(_requests):08x}"
 
 
 def _common_headers(scope: Scope, exchange: Exchange) -> list[tuple[bytes, bytes]]:

@@ -6,6 +6,7 @@ this build needs can be read off the folder, without loading Alembic and SQLAlch
 
 import contextlib
 import io
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -89,16 +90,11 @@ def current(settings: ServerSettings, *, wait: float = 0) -> str | None:
         DatabaseUnavailable: it did not answer within `wait` seconds.
     """
     with _open(database_url(settings), wait) as connection:
-        return read_revision(connection)
-
-
-def read_revision(connection: psycopg.Connection) -> str | None:
-    """As `current`, on an open connection."""
-    try:
-        row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-    except postgres.UndefinedTable:
-        return None
-    return row[0] if row else None
+        try:
+            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        except postgres.UndefinedTable:
+            return None
+        return row[0] if row else None
 
 
 @contextlib.contextmanager
@@ -141,9 +137,13 @@ def upgrade(
 
     Raises:
         DatabaseUnavailable: the server did not come up.
-        MigrationFailed: a lock was not to be had, or a statement failed; earlier revisions stay.
+        MigrationFailed: a lock was not to be had, or a statement failed; earlier revisions stay. Or the
+            database is at a revision that this build does not know.
         UsageInvalid: there is no such revision.
     """
+    present = current(settings, wait=wait)
+    if compare(present) in {State.ahead, State.unknown}:
+        raise MigrationFailed(describe(present, compare(present)))
     return _run("upgrade", settings, revision, wait=wait, lock_timeout=lock_timeout, report=report)
 
 
@@ -224,6 +224,8 @@ def _run(
         done.append(step.up_revision_id)
         report(f"{step.up_revision_id} {_title(step.up_revision.doc)}")
 
+    if not revision.strip():
+        raise UsageInvalid("The revision is empty; name one, or `head` or `base`.")
     with connect(settings, wait=wait) as connection, _advisory_lock(connection), _alembic_errors():
         connection.exec_driver_sql(f"SET lock_timeout = {int(lock_timeout * 1000)}")
         connection.commit()
@@ -248,6 +250,8 @@ def _configuration(output_buffer: io.StringIO | None = None, **attributes: Any) 
 def _advisory_lock(connection: "Connection") -> Iterator[None]:
     # Asked for again and again rather than waited for: a session that waits inside a statement holds a
     # snapshot, and CREATE INDEX CONCURRENTLY in the session that has the lock would wait for it in turn.
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415 - as above
+
     while not connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({_ADVISORY_LOCK})").scalar():
         connection.commit()
         time.sleep(_POLL_SECONDS)
@@ -255,7 +259,8 @@ def _advisory_lock(connection: "Connection") -> Iterator[None]:
     try:
         yield
     finally:
-        if not connection.invalidated:
+        # A lost session has lost its lock too; what lost it is already on its way up.
+        with contextlib.suppress(SQLAlchemyError):
             connection.rollback()
             connection.exec_driver_sql(f"SELECT pg_advisory_unlock({_ADVISORY_LOCK})")
             connection.commit()
@@ -264,17 +269,22 @@ def _advisory_lock(connection: "Connection") -> Iterator[None]:
 @contextlib.contextmanager
 def _alembic_errors() -> Iterator[None]:
     from alembic.util import CommandError  # noqa: PLC0415 - costs a server 30 MiB that it does not need
-    from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - as above
+    from sqlalchemy.exc import DBAPIError, PendingRollbackError  # noqa: PLC0415 - as above
 
     try:
         yield
     except CommandError as error:
         raise UsageInvalid(f"{error}.") from error
+    except PendingRollbackError as error:
+        # Alembic went on with a session that was lost in mid-statement.
+        raise DatabaseUnavailable("The connection was lost in mid-migration; run it again.") from error
     except DBAPIError as error:
+        if error.connection_invalidated:
+            raise DatabaseUnavailable("The connection was lost in mid-migration; run it again.") from error
         if isinstance(error.orig, postgres.LockNotAvailable):
             raise MigrationFailed(
-                "A table stayed locked by another session for longer than the lock timeout; nothing of this "
-                "revision was changed. Try again, or raise --lock-timeout."
+                "Another session held a table, or a transaction on it, beyond the lock timeout; this "
+                "revision was not applied; try again, or raise --lock-timeout."
             ) from error
         raise MigrationFailed(f"PostgreSQL refused: {_one_line(error.orig)}") from error
 
@@ -287,7 +297,9 @@ def _open(url: str, wait: float) -> Iterator[psycopg.Connection]:
     connection = None
     while connection is None:
         try:
-            connection = psycopg.connect(url, connect_timeout=10, application_name="taskctl migrate")
+            # libpq's least is 2 seconds.
+            left = max(2, min(10, math.ceil(deadline - time.monotonic())))
+            connection = psycopg.connect(url, connect_timeout=left, application_name="taskctl migrate")
         except psycopg.OperationalError as error:
             if time.monotonic() >= deadline:
                 raise DatabaseUnavailable(f"The database cannot be reached: {_one_line(error)}") from error

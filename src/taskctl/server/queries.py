@@ -4,8 +4,9 @@ Each is complete by itself: one statement, in autocommit, bound to one user, so 
 behind a transaction-mode pooler, and routed to one shard where the tables are distributed. PostgreSQL makes
 the JSON that goes over the wire. Time is the database's (`now()`).
 
-A change says in the same statement why it changed nothing: no row means that there is no such task, and
-`matched` is false when the task's version is not among `versions`.
+A change says in the same statement why it changed nothing: no row means that there is no such task,
+`matched` is false when the task's version is not among `versions`, and null when the task has become
+something to change only while the statement waited for a concurrent change: run it again.
 """
 
 from dataclasses import dataclass
@@ -83,29 +84,29 @@ CREATE_TASK = Statement(
 )
 """-> replayed, same content, id, version, JSON."""
 
+_WRITTEN = """(
+    coalesce(%(title)s::text, title),
+    CASE WHEN %(set_description)s THEN %(description)s::text ELSE description END,
+    coalesce(%(completed)s::boolean, completed)
+)"""
+_DIFFERS = f"(title, description, completed) IS DISTINCT FROM {_WRITTEN}"
+
 # `changed` is the ordinary case. Only when it changed nothing is the row looked at again, under a lock that
-# follows it to its newest version: what a concurrent change has left there decides between a stale version
-# and a change that changes nothing.
+# follows it to its newest version: what a concurrent change has left there decides between a stale version,
+# a change that changes nothing, and one that must be made after all.
 CHANGE_TASK = Statement(
     "change_task",
     f"""
     WITH changed AS (
         UPDATE task SET
-            title = coalesce(%(title)s::text, title),
-            description = CASE WHEN %(set_description)s THEN %(description)s::text ELSE description END,
-            completed = coalesce(%(completed)s::boolean, completed),
+            (title, description, completed) = {_WRITTEN},
             completed_at = CASE
                 WHEN NOT coalesce(%(completed)s::boolean, completed) THEN NULL
                 ELSE coalesce(completed_at, now())
             END,
             version = version + 1,
             updated_at = now()
-        WHERE user_id = %(user_id)s AND id = %(id)s AND {_MATCHED}
-            AND (title, description, completed) IS DISTINCT FROM (
-                coalesce(%(title)s::text, title),
-                CASE WHEN %(set_description)s THEN %(description)s::text ELSE description END,
-                coalesce(%(completed)s::boolean, completed)
-            )
+        WHERE user_id = %(user_id)s AND id = %(id)s AND {_MATCHED} AND {_DIFFERS}
         RETURNING {_COLUMNS}
     ), unchanged AS (
         SELECT {_COLUMNS} FROM task
@@ -114,7 +115,8 @@ CHANGE_TASK = Statement(
     )
     SELECT true, version, {_JSON} FROM changed
     UNION ALL
-    SELECT {_MATCHED}, version, {_JSON} FROM unchanged
+    SELECT CASE WHEN NOT {_MATCHED} THEN false WHEN NOT {_DIFFERS} THEN true END, version, {_JSON}
+    FROM unchanged
     """,
 )
 """-> matched, version, JSON."""
@@ -132,7 +134,7 @@ DELETE_TASK = Statement(
     )
     SELECT true, version FROM deleted
     UNION ALL
-    SELECT {_MATCHED}, version FROM kept
+    SELECT CASE WHEN NOT {_MATCHED} THEN false END, version FROM kept
     """,
 )
 """-> matched, version."""

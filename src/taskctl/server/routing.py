@@ -42,6 +42,9 @@ MERGE_PATCH = "application/merge-patch+json"
 
 _READING = frozenset({"GET", "HEAD"})
 _TASK_ID = re.compile(r"[1-9][0-9]{0,18}")
+_ERRORS_MAX = 20
+"""How many of the things that are wrong an answer lists; the detail counts the rest."""
+
 _LOC_MAX = 64
 """Characters of a member's name that an error repeats."""
 
@@ -108,6 +111,8 @@ class PublicRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
+        # Starlette's `$` would also match before a line feed at the end.
+        self.path_regex = re.compile(self.path_regex.pattern.removesuffix("$") + r"\Z")
         self.app = self._answer
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -158,7 +163,7 @@ class TaskRoute(PublicRoute):
                 for name in parameters
             ]
         if errors:
-            raise ValidationFailed(_summary(errors), errors=errors)
+            raise ValidationFailed(_summary(errors), errors=errors[:_ERRORS_MAX])
         if "task_id" in path:
             arguments["task_id"] = _task_id(path["task_id"])
         for name, alias in self._headers:
@@ -254,7 +259,7 @@ async def _read_body(call: Call, limit: int) -> bytes:
     """The whole body, counted as it arrives, whatever `Content-Length` claims."""
     length = call.headers.get("content-length", "")
     too_large = BodyTooLarge(f"The body is larger than {limit} bytes.")
-    if length.isdigit() and int(length[:20]) > limit:
+    if length.isascii() and length.isdigit() and int(length[:20]) > limit:
         raise too_large
     body = b""
     while True:

@@ -5,7 +5,6 @@ import hashlib
 import json
 import re
 from typing import Annotated, Any
-from urllib.parse import parse_qsl, urlencode
 
 from fastapi import APIRouter, Body, Depends, Header, Path, Query, Response
 from fastapi.security import HTTPBearer
@@ -41,7 +40,7 @@ _BOTH_COMPLETION_TYPES = {
     "requestBody": {"content": {MERGE_PATCH: {"schema": {"$ref": "#/components/schemas/Completion"}}}}
 }
 
-_ENTITY_TAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
+_NEXT_ENTITY_TAG = re.compile(r'[ \t,]*(?:(W/)?"([\x21\x23-\x7e\x80-\xff]*)"(?=[ \t]*(?:,|$))|$)')
 
 TaskId = Annotated[int, Path(ge=1, le=TASK_ID_MAX, description="What cannot be an id is 404.")]
 IfMatch = Annotated[
@@ -83,8 +82,8 @@ async def list_tasks(call: Call, query: Annotated[ListQuery, Query()]) -> Respon
     if next_id is not None:
         text = _encode_cursor(next_id, query.order)
         cursor = f'"{text}"'.encode()
-        sent = {**dict(parse_qsl(call.scope["query_string"].decode("latin-1"))), "cursor": text}
-        headers["Link"] = f'<{call.path_as_sent}?{urlencode(sent)}>; rel="next"'
+        sent = "".join(f"{name}={getattr(query, name)}&" for name in query.model_fields_set - {"cursor"})
+        headers["Link"] = f'<{call.path_as_sent}?{sent}cursor={text}>; rel="next"'
     return _json(b'{"items":[%b],"next_cursor":%b}' % (items or b"", cursor), headers=headers)
 
 
@@ -209,32 +208,36 @@ async def complete_task(
 )
 async def delete_task(call: Call, task_id: TaskId, if_match: IfMatch = None) -> Response:
     """Delete a task."""
-    row = await call.fetch(queries.DELETE_TASK, id=Int8(task_id), versions=_versions(if_match))
-    matched, version = _found(row)
-    _require(matched, version)
+    await _write(call, queries.DELETE_TASK, task_id, if_match)
     return Response(status_code=204)
 
 
 async def _change(call: Call, task_id: int, if_match: str | None, **changes: Any) -> Response:
-    versions = _versions(if_match)
-    row = await call.fetch(queries.CHANGE_TASK, id=Int8(task_id), versions=versions, **changes)
-    matched, version, task = _found(row)
-    _require(matched, version)
+    _, version, task = await _write(call, queries.CHANGE_TASK, task_id, if_match, **changes)
     return _json(task, version)
+
+
+async def _write(
+    call: Call, statement: queries.Statement, task_id: int, if_match: str | None, **changes: Any
+) -> Row:
+    """Run a change until it was made or refused: again only after it met a concurrent one."""
+    parameters = {"id": Int8(task_id), "versions": _versions(if_match), **changes}
+    row = _found(await call.fetch(statement, **parameters))
+    while row[0] is None:
+        row = _found(await call.fetch(statement, **parameters))
+    matched, version = row[:2]
+    if not matched:
+        raise VersionConflict(
+            f"The task is at version {version}, which If-Match does not name; read it again.",
+            current_version=version,
+        )
+    return row
 
 
 def _found(row: Row | None) -> Row:
     if row is None:
         raise TaskNotFound
     return row
-
-
-def _require(matched: bool, version: int) -> None:
-    if not matched:
-        raise VersionConflict(
-            f"The task is at version {version}, which If-Match does not name; read it again.",
-            current_version=version,
-        )
 
 
 def _json(
@@ -249,16 +252,18 @@ def _json(
 def _entity_tags(header: str) -> list[tuple[bool, str]] | None:
     """A list of entity tags (RFC 9110, section 8.8.3) as (weak, text), or None for what is none."""
     tags = []
-    for part in header.split(","):
-        match = _ENTITY_TAG.fullmatch(part.strip())
-        if match:
-            tags.append((match[1] is not None, match[2]))
-        elif part.strip():
+    position = 0
+    while position < len(header):
+        match = _NEXT_ENTITY_TAG.match(header, position)
+        if match is None:
             return None
+        if match[2] is not None:
+            tags.append((match[1] is not None, match[2]))
+        position = match.end()
     return tags or None
 
 
-def _versions(if_match: str | None) -> list[int] | None:
+def _versions(if_match: str | None) -> list[Int8] | None:
     """The versions that `If-Match` names; None where it names none or any.
 
     A weak tag never matches (RFC 9110, section 13.1.1), nor does one that no version of a task has.
@@ -269,7 +274,8 @@ def _versions(if_match: str | None) -> list[int] | None:
     if tags is None:
         raise BadRequest('If-Match takes entity tags such as "3", comma-separated, or *.')
     numbers = [text for weak, text in tags if not weak and re.fullmatch(r"[1-9][0-9]{0,18}", text)]
-    return [int(number) for number in numbers if int(number) <= TASK_ID_MAX]
+    # As bigint whatever their size, or each size would be a prepared statement of its own.
+    return [Int8(number) for number in map(int, numbers) if number <= TASK_ID_MAX]
 
 
 def _none_match_fails(if_none_match: str, version: int) -> bool:

@@ -1,0 +1,84 @@
+"""The reference: bare Starlette and psycopg's pool, the same statements, and nothing else.
+
+No token, no validation, no errors, no log: what is left is the price of an answer from PostgreSQL in Python.
+"""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+from psycopg.types.numeric import Int8
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from taskctl.config import ServerSettings
+from taskctl.server import queries
+from taskctl.server.database import Database
+from taskctl.vocabulary import Order, Status
+
+_TASK = "/api/v1/{user_id}/tasks/{task_id:int}"
+
+
+def create_app() -> Starlette:
+    """The reference application, on the database that `DATABASE_URL` names."""
+    database = Database(ServerSettings.load(env_file=None), os.environ["DATABASE_URL"])
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await database.open()
+        yield
+        await database.close()
+
+    async def fetch(statement: queries.Statement, **parameters: Any) -> Any:
+        return await database.fetch(statement, parameters)
+
+    async def read(request: Request) -> Response:
+        path = request.path_params
+        row = await fetch(queries.READ_TASK, user_id=path["user_id"], id=Int8(path["task_id"]))
+        return Response(row[2], media_type="application/json")
+
+    async def page(request: Request) -> Response:
+        statement = queries.LIST_TASKS[Status.all, Order.asc]
+        row = await fetch(statement, user_id=request.path_params["user_id"], limit=50, cursor=None)
+        return Response(b'{"items":[%b],"next_cursor":null}' % row[0], media_type="application/json")
+
+    async def create(request: Request) -> Response:
+        body = await request.json()
+        row = await fetch(
+            queries.CREATE_TASK,
+            user_id=request.path_params["user_id"],
+            title=body["title"],
+            description=None,
+            completed=False,
+            key=None,
+            digest=None,
+        )
+        return Response(row[4], 201, media_type="application/json")
+
+    async def complete(request: Request) -> Response:
+        path = request.path_params
+        row = await fetch(
+            queries.CHANGE_TASK,
+            user_id=path["user_id"],
+            id=Int8(path["task_id"]),
+            versions=None,
+            title=None,
+            set_description=False,
+            description=None,
+            completed=True,
+        )
+        return Response(row[2], media_type="application/json")
+
+    return Starlette(
+        lifespan=lifespan,
+        routes=[
+            Route("/livez", lambda _: Response()),
+            Route("/api/v1/{user_id}/tasks", page, methods=["GET"]),
+            Route("/api/v1/{user_id}/tasks", create, methods=["POST"]),
+            Route(_TASK, read, methods=["GET"]),
+            Route(f"{_TASK}/complete", complete, methods=["PATCH"]),
+        ],
+    )

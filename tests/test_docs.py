@@ -1,0 +1,226 @@
+"""The documentation must not lie. `python tests/test_docs.py` rewrites what is generated in it.
+
+Generated are the help texts between `<!-- help: taskctl … -->` and `<!-- /help -->`, and the settings between
+`<!-- settings -->` and `<!-- /settings -->`.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import typer
+
+from taskctl import errors
+from taskctl.cli.root import app
+from taskctl.config import EXAMPLE_SECRET, ServerSettings, weak_secret
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+CLI = ROOT / "docs" / "cli.md"
+ERRORS = ROOT / "docs" / "errors.md"
+EXAMPLE = ROOT / ".env.example"
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+CLIENT_VARIABLES = {
+    "TASKCTL_ALLOW_HTTP",
+    "TASKCTL_CONFIG_DIR",
+    "TASKCTL_CONTEXT",
+    "TASKCTL_SERVER",
+    "TASKCTL_TIMEOUT",
+    "TASKCTL_TOKEN",
+}
+HELP = re.compile(r"(?s)(?<=<!-- help: )(taskctl[a-z ]*) -->\n(.*?)<!-- /help -->")
+SETTINGS = re.compile(r"(?s)(?<=<!-- settings -->\n)(.*?)(?=<!-- /settings -->)")
+
+
+def read(page):
+    """A page's text."""
+    return page.read_text(encoding="utf-8")
+
+
+def without_code(text):
+    """A page's text without what stands in fences."""
+    return re.sub(r"(?ms)^```.*?^```$", "", text)
+
+
+def fields():
+    """Each setting's variable and field."""
+    return [(str(field.alias), field) for field in ServerSettings.model_fields.values()]
+
+
+def settings_table():
+    """The settings as README shows them."""
+    rows = [
+        f"| `{name}` | {field.json_schema_extra['shown']} | {field.description} |" for name, field in fields()
+    ]
+    return "\n".join(["| Name | Default | Meaning |", "|---|---|---|", *rows, ""])
+
+
+def program_help(command):
+    """What the program prints when it is asked for a command's help, as a fenced block."""
+    environ = {
+        name: value for name, value in os.environ.items() if not name.startswith(("TASKCTL_", "FORCE_"))
+    }
+    words = [sys.executable, "-m", "taskctl", *command.split()[1:], "--help"]
+    done = subprocess.run(
+        words,
+        env=environ | {"COLUMNS": "100", "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return f"```\n$ {command} --help\n{done.stdout.rstrip()}\n```\n"
+
+
+def commands(group=None, name="taskctl"):
+    """Every visible command of the program, groups included."""
+    group = group or typer.main.get_group(app)
+    yield name
+    context = typer.Context(group)
+    for child_name in group.list_commands(context):
+        child = group.get_command(context, child_name)
+        if child.hidden:
+            continue
+        if hasattr(child, "list_commands"):
+            yield from commands(child, f"{name} {child_name}")
+        else:
+            yield f"{name} {child_name}"
+
+
+def example_lines():
+    """Each variable in .env.example and its value."""
+    return re.findall(r"(?m)^# ?([A-Z][A-Z_]+)=(.*)$", read(EXAMPLE))
+
+
+def anchors(page):
+    """What a link may name after `#`: the headings as GitHub writes them."""
+    headings = re.findall(r"(?m)^#+ (.+)$", without_code(read(page)))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [README, CLI], ids=lambda page: page.name)
+def test_help_texts_are_the_programs(page):
+    """Every help text in the docs is what the program prints; `python tests/test_docs.py` mends it."""
+    blocks = HELP.findall(read(page))
+    assert blocks
+    with ThreadPoolExecutor(4) as pool:
+        printed = pool.map(program_help, (command for command, _ in blocks))
+    for (command, shown), real in zip(blocks, printed, strict=True):
+        assert shown == real, f"{command}: run python tests/test_docs.py"
+
+
+def test_settings_table_is_the_settings():
+    """README's table has every setting with its default; `python tests/test_docs.py` mends it."""
+    found = SETTINGS.search(read(README))
+    assert found, "README has lost its markers"
+    assert found[0] == settings_table(), "run python tests/test_docs.py"
+
+
+def test_example_file_has_every_setting_commented_out():
+    """.env.example names each setting once, and changes nothing until somebody uncomments a line."""
+    assert sorted(name for name, _ in example_lines()) == sorted(name for name, _ in fields())
+    assert all(line.startswith("#") or not line for line in read(EXAMPLE).splitlines())
+
+
+@pytest.mark.parametrize(("name", "value"), example_lines(), ids=[name for name, _ in example_lines()])
+def test_example_values_are_good_and_the_defaults(name, value):
+    """A line of .env.example, uncommented, is a good value, and the default where there is one."""
+    [(attribute, field)] = [
+        (attribute, field) for attribute, field in ServerSettings.model_fields.items() if field.alias == name
+    ]
+    settings = ServerSettings.load({name: value}, env_file=None)
+    if field.default and not field.is_required():
+        assert getattr(settings, attribute) == field.default
+    if field.default is None and name != "BETTER_AUTH_SECRET":
+        assert "example.com" in value
+
+
+def test_example_secret_is_a_placeholder():
+    """The secret in .env.example is refused wherever it matters, and the file says how to make a real one."""
+    assert dict(example_lines())["BETTER_AUTH_SECRET"] == EXAMPLE_SECRET
+    assert weak_secret(EXAMPLE_SECRET)
+    assert "openssl rand -base64 32" in read(EXAMPLE)
+
+
+def test_every_command_is_documented():
+    """Each command of the program is named in README or docs/cli.md."""
+    text = read(README) + read(CLI)
+    helps = {command for command, _ in HELP.findall(text)}
+    # Where a group's help is shown, its list of commands is.
+    missing = [
+        command
+        for command in commands()
+        if command not in text and command.rpartition(" ")[0] not in helps - {"taskctl"}
+    ]
+    assert missing == []
+
+
+def test_every_error_code_has_its_section():
+    """docs/errors.md has a section for each code that has an HTTP status, with it and the exit code."""
+    sections = dict(re.findall(r"(?ms)^## (\w+)\n\n(.*?)(?=^#|\Z)", read(ERRORS)))
+    known = {error.code: error for error in errors.catalogue() if error.status}
+    assert sections.keys() == known.keys()
+    for code, text in sections.items():
+        assert text.startswith(f"HTTP {known[code].status}, exit code {known[code].exit_code}."), code
+
+
+def test_every_code_of_the_command_line_is_listed():
+    """docs/errors.md lists each code that has no HTTP status, with its exit code."""
+    listed = {
+        code: int(exit_code) for code, exit_code in re.findall(r"(?m)^\| `(\w+)` \| (\d) \|", read(ERRORS))
+    }
+    known = {error.code: error.exit_code for error in errors.catalogue() if not error.status}
+    assert listed == known | {"internal": 1}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    """Every relative link in the docs names a file that is there, and a heading that it has."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(read(page))):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.is_relative_to(ROOT), target
+        assert file.is_file(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_settings_in_the_text_exist(page):
+    """The docs speak of no variable that the program does not read."""
+    named = set(re.findall(r"\b(?:TASKCTL|BETTER_AUTH)_[A-Z_]+", read(page)))
+    assert named <= {name for name, _ in fields()} | CLIENT_VARIABLES
+
+
+@pytest.mark.parametrize("last", ["taskctl serve", "python -m pytest"])
+def test_the_two_commands_are_single_lines(last):
+    """README's two commands stand on one line each, and once, so that people and CI can copy them."""
+    found = re.findall(rf"(?m)^python3 -m venv .*{last}$", read(README))
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("page", [*PAGES, EXAMPLE], ids=lambda page: str(page.relative_to(ROOT)))
+def test_addresses_are_nobodys(page):
+    """Hosts in the docs are example.com's or loopback, and no path of somebody's machine stands there."""
+    text = read(page)
+    hosts = re.findall(r"(?:https?|postgresql)://(?:[\w.]+@)?([\w.-]+)", text)
+    allowed = {"127.0.0.1", "keepachangelog.com", "semver.org", "localhost"}
+    assert {host for host in hosts if not host.endswith("example.com")} <= allowed
+    assert not re.findall(r"(?:/home|/root|/tmp|/Users|/work)/\w+", text)
+
+
+def rewrite():
+    """Put the program's help and settings into the docs."""
+    for page in (README, CLI):
+        text = HELP.sub(lambda found: f"{found[1]} -->\n{program_help(found[1])}<!-- /help -->", read(page))
+        text = SETTINGS.sub(lambda _: settings_table(), text)
+        page.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    rewrite()
