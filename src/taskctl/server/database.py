@@ -21,6 +21,10 @@ _WAITING_PER_CONNECTION = 20
 """How many requests may wait for each connection before the next one is turned away at once."""
 
 
+class StatementFailed(Exception):
+    """PostgreSQL refused a statement for a reason that no request should be able to bring about."""
+
+
 class SchemaMissing(DatabaseUnavailable):
     """The database's schema is not what this build needs; `taskctl db upgrade` upgrades it."""
 
@@ -78,6 +82,7 @@ class Database:
             Overloaded: every connection stayed busy for as long as a request may wait.
             StatementTimeout: PostgreSQL gave up on the statement.
             SchemaMissing: a table or column that the statement names is not there.
+            StatementFailed: anything else, which is a defect.
         """
         try:
             async with self._pool.connection() as connection:
@@ -99,6 +104,10 @@ class Database:
             raise DatabaseUnavailable("The database takes no writes right now.") from error
         except (psycopg.OperationalError, PoolClosed) as error:
             raise DatabaseUnavailable from error
+        except psycopg.Error as error:
+            # Not chained: PostgreSQL's DETAIL holds the row, and people's tasks do not belong in a log.
+            reason = f"{statement.name}: {error.sqlstate} {error.diag.message_primary}"
+            raise StatementFailed(reason) from None
 
     async def revision(self) -> str | None:
         """The schema's revision, or None where nothing was migrated yet; raises as `fetch`."""
