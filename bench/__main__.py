@@ -83,16 +83,18 @@ def _server(name: str, database_url: str) -> Iterator[tuple[int, int]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = {
-        "taskctl": [sys.executable, "-m", "taskctl", "serve", "--port", str(port)],
-        "reference": [sys.executable, "-m", "uvicorn", "bench.reference:create_app", "--factory", "--port", str(port),
-                      "--no-access-log", "--log-level", "warning"],
-    }[name]  # fmt: skip
+    reference = ["uvicorn", "bench.reference:create_app", "--factory", "--no-access-log", "--log-level=error"]
+    module = {"taskctl": ["taskctl", "serve"], "reference": reference}[name]
+    command = [sys.executable, "-m", *module, f"--port={port}"]
     environ = os.environ | {
-        "DATABASE_URL": database_url, "BETTER_AUTH_SECRET": SECRET, "TASKCTL_ENV": "test",
+        "DATABASE_URL": database_url,
+        "BETTER_AUTH_SECRET": SECRET,
+        "TASKCTL_ENV": "test",
         "TASKCTL_LOG_FORMAT": "json",
-    }  # fmt: skip
-    with subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    }
+    with subprocess.Popen(
+        command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         try:
             _wait_for(f"http://127.0.0.1:{port}/livez")
             yield process.pid, port
@@ -124,13 +126,16 @@ def _load(name: str, pid: int, port: int, place: Path, options: argparse.Namespa
         "function request()\n  turn = turn % #users + 1\n  local user = users[turn]\n"
         f'  return wrk.format("{method}", "/api/v1/" .. user[1] .. "{path}",\n'
         '    {["Authorization"] = "Bearer " .. user[2], ["Content-Type"] = "application/json"},'
-        f" {body and repr(body) or 'nil'})\nend\n"
+        f" {repr(body) if body else 'nil'})\nend\n"
     )
+    url = f"http://127.0.0.1:{port}"
     before = _cpu_seconds(pid)
     output = subprocess.run(
-        ["wrk", "-t1", f"-c{options.connections}", f"-d{options.seconds}s", "-s", script, f"http://127.0.0.1:{port}"],
-        check=True, capture_output=True, text=True,
-    ).stdout  # fmt: skip
+        ["wrk", "-t1", f"-c{options.connections}", f"-d{options.seconds}s", "-s", script, url],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     used = _cpu_seconds(pid) - before
     requests = re.search(r"(\d+) requests in", output)
     if requests is None or "Non-2xx" in output or "Socket errors" in output:

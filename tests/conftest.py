@@ -1,15 +1,21 @@
 """Real parts for every test: a PostgreSQL of our own, the application, and a server behind a socket."""
 
+import contextlib
 import itertools
 import os
+import pty
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import psycopg
@@ -36,6 +42,7 @@ class User:
 
     @property
     def headers(self) -> dict[str, str]:
+        """What a request of this user carries."""
         return {"Authorization": f"Bearer {self.token}"}
 
 
@@ -63,7 +70,12 @@ def postgres() -> Iterator[EmbeddedPostgres]:
     # Not tmp_path: as root PostgreSQL runs as another account, which has to reach it.
     place = Path(tempfile.mkdtemp(prefix="taskctl-tests-"))
     place.chmod(0o755)
-    options = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+    options = {
+        "fsync": "off",
+        "synchronous_commit": "off",
+        "full_page_writes": "off",
+        "max_connections": "200",
+    }
     try:
         with EmbeddedPostgres(place / "data", options=options) as server:
             yield server
@@ -118,11 +130,123 @@ async def api(app: FastAPI, user: User) -> AsyncIterator[httpx.AsyncClient]:
 
 @dataclass
 class Server:
-    """A `taskctl serve` in a process of its own."""
+    """A `taskctl serve` in a process of its own; `url` is empty until it is known."""
 
     url: str
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     log: Path
+    """What it wrote to stderr."""
+    out: Path
+    """What it wrote to stdout."""
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def bare_environ(home: Path, **variables: str) -> dict[str, str]:
+    """The environment of somebody whose home is `home` and who has set only these variables."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE")}
+    return {"PATH": os.environ["PATH"], "HOME": str(home)} | kept | variables
+
+
+def taskctl(*arguments: str, environ: Mapping[str, str], given: str = "", cwd: Path | None = None) -> Done:
+    """Run `taskctl` to its end, with pipes and in this environment only."""
+    done = subprocess.run(
+        [sys.executable, "-m", "taskctl", *arguments],
+        input=given.encode(),
+        capture_output=True,
+        env=environ,
+        cwd=cwd or environ["HOME"],
+        timeout=60,
+        check=False,
+    )
+    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def taskctl_in_terminal(*arguments: str, environ: Mapping[str, str], typed: str = "") -> Done:
+    """Run `taskctl` in a terminal of 60 columns; what it writes there is `out`."""
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "taskctl", *arguments]
+    variables = {"TERM": "xterm-256color", "COLUMNS": "60", **environ}
+    with subprocess.Popen(
+        command, stdin=slave, stdout=slave, stderr=slave, env=variables, cwd=environ["HOME"]
+    ) as process:
+        os.close(slave)
+        os.write(master, typed.encode())
+        killer = threading.Timer(60, process.kill)
+        killer.start()
+        written = b""
+        # Linux says EIO where others say that it is the end.
+        with contextlib.suppress(OSError):
+            while chunk := os.read(master, 1 << 16):
+                written += chunk
+        killer.cancel()
+        killer.join()
+    os.close(master)
+    return Done(process.returncode, written.decode().replace("\r\n", "\n"), "")
+
+
+def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
+    """Ask again and again until the answer is true, and return it; fail when it takes too long."""
+    deadline = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.01)
+    return answer
+
+
+def free_port() -> int:
+    """A port that nothing listens on, for a server whose address must be known before it is ready."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def launch_server(folder: Path, *arguments: str, **variables: str) -> Server:
+    """Start `taskctl serve` with these variables only, and do not wait for it; `stop` must follow."""
+    log, out = folder / "log", folder / "out"
+    with log.open("wb") as stderr, out.open("wb") as stdout:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "taskctl", "serve", *arguments],
+            env=bare_environ(folder, TASKCTL_PORT="0") | variables,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+        )
+    return Server("", process, log, out)
+
+
+def wait_until_ready(server: Server, seconds: float = 60) -> Server:
+    """Wait until a server has said where it is ready; where it does not, stop it and fail with its log."""
+
+    def said() -> re.Match[str] | None:
+        ready = re.search(r"^Ready at (\S+)", server.out.read_text(), re.MULTILINE)
+        return ready or re.search(r'"event": "ready", "url": "([^"]+)"', server.log.read_text())
+
+    deadline = time.monotonic() + seconds
+    while (found := said()) is None:
+        if server.process.poll() is not None or time.monotonic() > deadline:
+            code = stop(server)
+            raise AssertionError(f"serve was not ready and ended with {code}: {server.log.read_text()}")
+        time.sleep(0.01)
+    server.url = found[1]
+    return server
+
+
+def stop(server: Server) -> int:
+    """Ask a server to stop, wait for it, and return its exit code."""
+    server.process.terminate()
+    try:
+        return server.process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        server.process.kill()
+        server.process.wait()
+        raise
 
 
 @pytest.fixture(scope="session")
@@ -130,46 +254,64 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     """Start `taskctl serve` on a free port with the given variables; it is stopped at the end of the run."""
     servers: list[Server] = []
 
-    def start(**variables: str) -> Server:
-        log = tmp_path_factory.mktemp("serve") / "log"
-        environ = {"PATH": os.environ["PATH"], "HOME": str(log.parent), "TASKCTL_PORT": "0"} | {
-            name: value for name, value in os.environ.items() if name.startswith("COVERAGE")
-        }
-        with log.open("w") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "taskctl", "serve"],
-                env=environ | variables,
-                cwd=log.parent,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-            )
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("Ready at "):
-                server = Server(line.split()[2], process, log)
-                servers.append(server)
-                return server
-        process.wait(timeout=30)
-        raise AssertionError(f"serve ended with {process.returncode}: {log.read_text()}")
+    def start(*arguments: str, **variables: str) -> Server:
+        servers.append(launch_server(tmp_path_factory.mktemp("serve"), *arguments, **variables))
+        return wait_until_ready(servers[-1])
 
     yield start
     for server in servers:
         stop(server)
 
 
-def stop(server: Server) -> int:
-    """Ask a server to stop, wait for it, and return its exit code."""
-    server.process.terminate()
-    code = server.process.wait(timeout=60)
-    assert server.process.stdout is not None
-    server.process.stdout.close()
-    return code
+@pytest.fixture
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    """Start `taskctl serve` as `start_server` does, without waiting; it is stopped at the end of the test."""
+    servers: list[Server] = []
+
+    def start(*arguments: str, **variables: str) -> Server:
+        servers.append(launch_server(tmp_path_factory.mktemp("serve"), *arguments, **variables))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        stop(server)
+
+
+@contextlib.contextmanager
+def temporary_home() -> Iterator[Path]:
+    """A home that PostgreSQL's account may enter; an embedded server that was left there is ended."""
+    # Not tmp_path: as root PostgreSQL runs as another account, which has to reach it.
+    place = Path(tempfile.mkdtemp(prefix="taskctl-home-"))
+    place.chmod(0o755)
+    try:
+        yield place
+    finally:
+        embedded = embedded_in(place)
+        if (embedded._pgdata / "postmaster.pid").exists():
+            embedded._run("pg_ctl", "stop", "-m", "immediate", timeout=30)
+        shutil.rmtree(place)
+
+
+def embedded_in(home: Path) -> EmbeddedPostgres:
+    """The embedded server of somebody with this home."""
+    return EmbeddedPostgres(home / ".local" / "share" / "taskctl", options={"fsync": "off"})
+
+
+@pytest.fixture
+def fresh_home() -> Iterator[Path]:
+    """The home of somebody who has never run taskctl."""
+    with temporary_home() as place:
+        yield place
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    """A home that the tests of a module share; each leaves nothing running there."""
+    with temporary_home() as place:
+        yield place
 
 
 @pytest.fixture(scope="session")
 def server(start_server: Callable[..., Server], database_url: str) -> Server:
     """A running server that all tests share."""
     return start_server(TASKCTL_ENV="test", DATABASE_URL=database_url, BETTER_AUTH_SECRET=SECRET)
-
-

@@ -31,7 +31,7 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 PYDANTIC = {"pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection"}
 DOTENV = {"dotenv", "platformdirs"}
 PYJWT = {"jwt", "cryptography", "cffi", "_cffi_backend"}
-CLIENT = {"taskctl.client", "taskctl.contexts", "taskctl.cli"}
+CLIENT = {f"taskctl.{name}" for name in ("answers", "transport", "client", "contexts")}
 ORM = {"sqlalchemy", "sqlmodel", "alembic"}
 HTTP = {"fastapi", "starlette", "uvicorn"}
 HEAVY = {*ORM, *HTTP, "psycopg", "psycopg_pool", "pydantic", "taskctl.server"}
@@ -66,8 +66,14 @@ def inside(modules, *names):
         ("taskctl.errors", set(), set()),
         ("taskctl.cli", set(), {"errors"}),
         ("taskctl.models", PYDANTIC, {"vocabulary"}),
-        ("taskctl.config", PYDANTIC | DOTENV, {"errors", "vocabulary"}),
+        ("taskctl.quantities", set(), set()),
+        ("taskctl.signing_secret", set(), {"errors", "vocabulary"}),
+        ("taskctl.config", PYDANTIC | DOTENV, {"errors", "vocabulary", "quantities", "signing_secret"}),
         ("taskctl.tokens", PYJWT, {"errors", "vocabulary"}),
+        ("taskctl.contexts", set(), {"errors", "vocabulary"}),
+        ("taskctl.answers", set(), {"errors"}),
+        ("taskctl.transport", set(), {"answers", "contexts", "errors", "vocabulary"}),
+        ("taskctl.client", set(), {"answers", "contexts", "errors", "transport", "vocabulary"}),
         ("taskctl.server.queries", set(), {"server", "vocabulary"}),
     ],
 )
@@ -83,11 +89,8 @@ def test_module_imports_no_more_than_allowed(module, allowed, own):
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
-        ("taskctl.client", {*HEAVY, "jwt", "typer", "rich"}),
-        ("taskctl.contexts", {*HEAVY, "jwt", "typer", "rich"}),
-        *((f"taskctl.cli.{name}", {*HEAVY, "jwt"}) for name in ("tasks", "account", "output", "root")),
-        *((f"taskctl.cli.{name}", {*HEAVY, "jwt"}) for name in ("server", "token")),
-        ("taskctl.server.app", {*CLIENT, *ORM}),
+        *((name, {*HEAVY, "jwt", "rich"}) for name in MODULES if inside([name], "taskctl.cli")),
+        ("taskctl.server.app", {*CLIENT, "taskctl.cli", *ORM}),
         ("taskctl.server.queries", {*HTTP, *ORM, "psycopg"}),
         ("taskctl.server.tables", HTTP),
         ("taskctl.server.database", {*HTTP, *ORM}),
@@ -124,8 +127,8 @@ def test_layers(module):
     if not inside([module], "taskctl.cli", "taskctl.__main__"):
         assert inside(found, "taskctl.cli") == []
     if inside([module], "taskctl.server"):
-        assert inside(found, "taskctl.client", "taskctl.contexts") == []
-    if inside([module], "taskctl.client", "taskctl.contexts", "taskctl.cli.tasks", "taskctl.cli.account"):
+        assert inside(found, *CLIENT) == []
+    if inside([module], *CLIENT, "taskctl.cli.tasks", "taskctl.cli.account"):
         assert inside(found, *HEAVY) == []
     if inside(
         [module], *(f"taskctl.server.{name}" for name in ("queries", "tables", "database", "migrations"))

@@ -7,6 +7,7 @@ import pty
 import re
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +39,8 @@ def server() -> Iterator[Scripted]:
 
 @pytest.fixture
 def environ(server: Scripted, tmp_path: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TASKCTL_", "COLUMNS"))}
+    changing = ("TASKCTL_", "COLUMNS", "LINES")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(changing)}
     made = {**kept, "TASKCTL_CONFIG_DIR": str(tmp_path), "TZ": "UTC", "NO_PROXY": "*"}
     contexts.save_context("local", server.url, TOKEN, environ=made)
     return made
@@ -62,8 +64,9 @@ def terminal(environ):
 
     def run(*arguments: str, typed: bytes = b"", **more: str) -> Done:
         master, slave = pty.openpty()
+        termios.tcsetwinsize(slave, (24, 60))
         command = [sys.executable, "-m", "taskctl", *arguments]
-        variables = {**environ, "COLUMNS": "60", "TERM": "dumb", **more}
+        variables = {**environ, "TERM": "dumb", **more}
         with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=variables) as process:
             os.close(slave)
             os.write(master, typed)

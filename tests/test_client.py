@@ -1,4 +1,4 @@
-"""`taskctl.client` against a real server on a socket that answers by a script."""
+"""`taskctl.client`, and the transport below it, against a real server that answers by a script."""
 
 import json
 import random
@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import pytest
 
-from taskctl import client as client_module
 from taskctl import errors
 from taskctl.client import Client
 from taskctl.vocabulary import Order, Status
@@ -496,7 +495,7 @@ def test_a_probe_is_tried_once(client, server):
 
 def test_each_try_is_told_without_the_token(server, fake):
     """`--debug` sees method, URL, outcome and number of each try, and nothing secret."""
-    tries: list[client_module.Try] = []
+    tries = []
     server.script = [problem(503, "overloaded"), ok(TASK)]
     with Client(
         server.url, "secret-token", sleep=fake.sleep, clock=fake.clock, on_try=tries.append
@@ -523,7 +522,7 @@ def test_a_proxy_is_used_except_for_loopback(server, monkeypatch, fake):
     assert server.seen[1].line == "GET /api/v1/me/tasks/7 HTTP/1.1"
     monkeypatch.setenv("NO_PROXY", "example")
     with Client("http://tasks.example:8080", "t", allow_http=True) as client:
-        assert client._connection.host == "tasks.example"
+        assert client._transport._connection.host == "tasks.example"
 
 
 def test_https_goes_through_a_tunnel(server, monkeypatch, fake):

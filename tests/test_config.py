@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from taskctl import config
-from taskctl.config import ServerSettings, kept_secret, weak_secret
+from taskctl.config import ServerSettings
 from taskctl.errors import SettingsInvalid
+from taskctl.signing_secret import EXAMPLE_SECRET, PLACEHOLDERS, kept_secret, weak_secret
 
 STRONG = "c29tZSByYW5kb20gYnl0ZXMgZm9yIGEgdGVzdA=="
 DATABASE = "postgresql://alice:hunter2@db.test:5432/tasks"
@@ -293,11 +293,8 @@ def test_only_production_needs_a_database():
 
 
 WEAK = [
-    *(pytest.param(word, "placeholder", id=word) for word in sorted(config.PLACEHOLDERS)),
-    *(
-        pytest.param(word, "placeholder", id=f"{word!a}")
-        for word in (" ChangeMe\n", config.EXAMPLE_SECRET.upper())
-    ),
+    *(pytest.param(word, "placeholder", id=word) for word in sorted(PLACEHOLDERS)),
+    *(pytest.param(word, "placeholder", id=f"{word!a}") for word in (" ChangeMe\n", EXAMPLE_SECRET.upper())),
     pytest.param("x" * 31, "31 bytes", id="31 bytes"),
     pytest.param("é" * 15 + "x", "31 bytes", id="31 bytes in UTF-8"),
 ]

@@ -16,7 +16,8 @@ import typer
 
 from taskctl import errors
 from taskctl.cli.root import app
-from taskctl.config import EXAMPLE_SECRET, ServerSettings, weak_secret
+from taskctl.config import ServerSettings
+from taskctl.signing_secret import EXAMPLE_SECRET, weak_secret
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -3,10 +3,12 @@
 The map, from what imports nothing to what imports everything:
 
 - `vocabulary`, `errors`: the words and outcomes that all parts share; standard library only.
+- `quantities`, `signing_secret`: durations and sizes; weak secrets and the kept one (standard library).
 - `models`: what goes over the wire (pydantic).
 - `config`: the server's settings (pydantic); `contexts`: the client's (standard library).
 - `tokens`: mint, verify and explain JWTs (PyJWT).
-- `client`: one method per API operation (standard library).
+- `answers`, `transport`, `client`: what an answer means, how a request is sent and repeated, and one method
+  per API operation (standard library).
 - `server`: the HTTP API, its statements, tables, migrations and the embedded PostgreSQL.
 - `cli`: the `taskctl` command, which reaches all of the above.
 """

@@ -3,12 +3,8 @@
 `ServerSettings.load()` is the only place that looks at the environment. Nothing here is a module global.
 """
 
-import contextlib
 import os
-import re
-import secrets
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -26,32 +22,9 @@ from pydantic import (
 )
 
 from taskctl.errors import SettingsInvalid
+from taskctl.quantities import seconds, size
+from taskctl.signing_secret import kept_secret, weak_secret
 from taskctl.vocabulary import MIN_SECRET_BYTES, Environment
-
-EXAMPLE_SECRET = "replace-me-with-at-least-32-random-bytes"  # noqa: S105 - refused wherever it matters
-
-PLACEHOLDERS = frozenset(
-    {
-        EXAMPLE_SECRET,
-        # Better Auth's own defaults, used when its secret is not set.
-        "better-auth-secret-12345678901234567890",
-        "better-auth-secret-123456789",
-        "better-auth-secret",
-        "change-me",
-        "changeme",
-        "default",
-        "password",
-        "secret",
-        "test",
-        "your-secret",
-        "your-secret-here",
-        "your-secret-key",
-        "your_secret_key",
-        "supersecret",
-        "super-secret",
-    }
-)
-"""Secrets that everybody knows, in lower case."""
 
 
 class LogFormat(StrEnum):
@@ -70,60 +43,33 @@ class LogLevel(StrEnum):
     error = "error"
 
 
-_SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_BYTES = {"": 1, "b": 1, "kib": 1024, "kb": 1000, "mib": 1024**2, "mb": 1000**2}
+def _comma_separated(text: str) -> tuple[str, ...]:
+    return tuple(part for part in (part.strip() for part in text.split(",")) if part)
 
 
-def _quantity(value: Any, units: Mapping[str, float]) -> Any:
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)\s*([A-Za-z]*)", value.strip())
-    if match is None or match[2].lower() not in units:
-        raise ValueError("not a number with a known unit")
-    return float(match[1]) * units[match[2].lower()]
+def _lower(text: str) -> str:
+    return text.strip().lower()
 
 
-def _seconds(value: object) -> object:
-    return _quantity(value, _SECONDS)
+def _on_or_off(text: str) -> bool:
+    word = _lower(text)
+    if word in {"on", "true", "yes", "1"}:
+        return True
+    if word in {"off", "false", "no", "0"}:
+        return False
+    raise ValueError("neither on nor off")
 
 
-def _size(value: object) -> object:
-    return _quantity(value, _BYTES)
+def _read(reader: Callable[[str], object]) -> BeforeValidator:
+    """Let `reader` turn a text into a value; what is no text, as a default, is one already."""
+    return BeforeValidator(lambda value: reader(value) if isinstance(value, str) else value)
 
 
-def _comma_separated(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    return tuple(part for part in (part.strip() for part in value.split(",")) if part)
-
-
-def _lower(value: object) -> object:
-    return value.strip().lower() if isinstance(value, str) else value
-
-
-def _yes_or_no(value: object) -> object:
-    words = {
-        "on": True,
-        "true": True,
-        "yes": True,
-        "1": True,
-        "off": False,
-        "false": False,
-        "no": False,
-        "0": False,
-    }
-    if not isinstance(value, str):
-        return value
-    if value.strip().lower() not in words:
-        raise ValueError("neither on nor off")
-    return words[value.strip().lower()]
-
-
-Seconds = Annotated[float, BeforeValidator(_seconds)]
-Bytes = Annotated[int, BeforeValidator(_size)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_comma_separated)]
-Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_comma_separated)]
-Switch = Annotated[bool, BeforeValidator(_yes_or_no)]
+Seconds = Annotated[float, _read(seconds)]
+Bytes = Annotated[int, _read(size)]
+Names = Annotated[tuple[str, ...], _read(_comma_separated)]
+Secrets = Annotated[tuple[SecretStr, ...], _read(_comma_separated)]
+Switch = Annotated[bool, _read(_on_or_off)]
 
 
 def setting(
@@ -158,7 +104,7 @@ class ServerSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True)
 
-    environment: Annotated[Environment, BeforeValidator(_lower)] = setting(
+    environment: Annotated[Environment, _read(_lower)] = setting(
         "TASKCTL_ENV",
         Environment.dev,
         expects="dev, test or prod",
@@ -245,13 +191,13 @@ class ServerSettings(BaseModel):
         shown="on (dev, test), off (prod)",
         description="Serves `/docs`, `/redoc` and `/openapi.json`.",
     )
-    log_level: Annotated[LogLevel, BeforeValidator(_lower)] = setting(
+    log_level: Annotated[LogLevel, _read(_lower)] = setting(
         "TASKCTL_LOG_LEVEL",
         LogLevel.info,
         expects="debug, info, warning or error",
         description="The least important event that is logged.",
     )
-    log_format: Annotated[LogFormat, BeforeValidator(_lower)] = setting(
+    log_format: Annotated[LogFormat, _read(_lower)] = setting(
         "TASKCTL_LOG_FORMAT",
         ...,
         expects="console or json",
@@ -425,44 +371,6 @@ class ServerSettings(BaseModel):
     def _secrets(self) -> list[tuple[str, SecretStr]]:
         current = [("BETTER_AUTH_SECRET", self.secret)] if self.secret else []
         return current + [("BETTER_AUTH_SECRET_PREVIOUS", secret) for secret in self.previous_secrets]
-
-
-def weak_secret(secret: str) -> str | None:
-    """Say what is wrong with a secret, or None: publicly known, or shorter than RFC 7518, 3.2 asks for."""
-    if secret.strip().lower() in PLACEHOLDERS:
-        return "is a publicly known placeholder"
-    size = len(secret.encode())
-    if size < MIN_SECRET_BYTES:
-        return f"is {size} bytes long, at least {MIN_SECRET_BYTES} are required"
-    return None
-
-
-def kept_secret(data_dir: Path) -> str:
-    """The development secret in `data_dir`, made on first use; only its owner can read it.
-
-    Raises:
-        SettingsInvalid: it can be neither read nor made.
-    """
-    path = data_dir / "secret"
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=data_dir, prefix=".secret-") as new:
-            new.write(secrets.token_urlsafe(48))
-            new.flush()
-            # Of several processes at the same moment one makes the link, and all read what it holds.
-            with contextlib.suppress(FileExistsError):
-                os.link(new.name, path)
-        secret = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsInvalid(f"The development secret in {path} cannot be used: {error}") from error
-    if weak_secret(secret):
-        raise SettingsInvalid(f"The development secret in {path} {weak_secret(secret)}; remove the file")
-    return secret
-
-
-def seconds(text: str) -> float:
-    """A duration such as `90`, `500ms`, `30s`, `15m`, `1h` or `7d`, in seconds; ValueError otherwise."""
-    return float(_quantity(text, _SECONDS))
 
 
 def default_data_dir() -> Path:

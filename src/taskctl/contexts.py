@@ -5,13 +5,12 @@ may read; what a command uses is settled once, by `resolve`, and passed down. Th
 because a dataclass takes seven times as long to define.
 """
 
-import contextlib
 import json
 import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -283,37 +282,39 @@ def save_context(
         )
     checked = None if token is None else checked_token(token, "the token")
     context = Context(server_root(server, allow_http=allow_http), checked, allow_http)
-    with _editing(environ) as store:
-        current = store.value.current
+
+    def add(stored: Contexts) -> Contexts:
+        current = stored.current
         if make_current == "always" or (make_current == "if-none" and current is None):
             current = name
-        store.value = Contexts(current, {**store.value.contexts, name: context})
+        return Contexts(current, {**stored.contexts, name: context})
+
+    _change(add, environ)
 
 
 def use_context(name: str, *, environ: Mapping[str, str] = os.environ) -> None:
     """Make a context the current one. Raises as `save_context`, and where there is none of this name."""
-    with _editing(environ) as store:
-        store.value.get(name)
-        store.value = store.value._replace(current=name)
+
+    def use(stored: Contexts) -> Contexts:
+        stored.get(name)
+        return stored._replace(current=name)
+
+    _change(use, environ)
 
 
 def remove_context(name: str, *, environ: Mapping[str, str] = os.environ) -> None:
     """Forget a context; none is current after the current one. Raises as `use_context`."""
-    with _editing(environ) as store:
-        store.value.get(name)
-        current = None if store.value.current == name else store.value.current
-        others = {other: context for other, context in store.value.contexts.items() if other != name}
-        store.value = Contexts(current, others)
+
+    def remove(stored: Contexts) -> Contexts:
+        stored.get(name)
+        others = {other: context for other, context in stored.contexts.items() if other != name}
+        return Contexts(None if stored.current == name else stored.current, others)
+
+    _change(remove, environ)
 
 
-class _Store:
-    def __init__(self, value: Contexts) -> None:
-        self.value = value
-
-
-@contextlib.contextmanager
-def _editing(environ: Mapping[str, str]) -> Iterator[_Store]:
-    """Read, let the caller change, write: two processes at once take turns, and neither loses anything."""
+def _change(change: Callable[[Contexts], Contexts], environ: Mapping[str, str]) -> None:
+    """Read, change, write: two processes at once take turns, and neither loses anything."""
     file = path(environ)
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -325,11 +326,9 @@ def _editing(environ: Mapping[str, str]) -> Iterator[_Store]:
             import fcntl  # noqa: PLC0415 - not on every platform
 
             fcntl.flock(lock, fcntl.LOCK_EX)
-        store = _Store(load(environ))
-        yield store
-        _write(file, store.value)
+        _write(file, change(load(environ)))
     finally:
-        os.close(lock)
+        os.close(lock)  # which unlocks
 
 
 def _write(file: Path, stored: Contexts) -> None:

@@ -89,13 +89,12 @@ def _report(error: Exception, options: Sequence[str]) -> int:
         import traceback
 
         traceback.print_exception(error)
-    if isinstance(error, TaskctlError):
-        output.report(error, as_json=as_json)
-    else:
-        output.report(_unexpected(error), as_json=as_json)
+    if not isinstance(error, TaskctlError):
+        error = _unexpected(error)
+    output.report(error, as_json=as_json)
     if hint and not as_json:
         typer.echo(hint, err=True)
-    return error.exit_code if isinstance(error, TaskctlError) else 1
+    return error.exit_code
 
 
 def _unexpected(error: BaseException) -> Unexpected:

@@ -16,14 +16,13 @@ import typer
 from taskctl.errors import TaskctlError, UsageInvalid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from taskctl.client import Client, TaskDict, Try
+    from taskctl.client import Client, TaskDict
     from taskctl.contexts import ClientSettings
+    from taskctl.transport import Try
 
-Json = Annotated[bool, typer.Option("--json", help="Print the API's JSON; an array for a list.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON; an array for a list.")]
 Ndjson = Annotated[bool, typer.Option("--ndjson", help="Print one JSON object a line.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print ids only.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print ids or names only.")]
 
 
 class Form(Enum):
@@ -108,11 +107,15 @@ def _print_table(tasks: Sequence["TaskDict"]) -> None:
     if not tasks:
         typer.echo("No tasks.", err=True)
         return
+    from shutil import get_terminal_size
+
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, markup=False, emoji=False)
+    # Left to itself, rich takes every TERM=dumb for 80 columns, whatever its size.
+    size = get_terminal_size()
+    console = Console(width=size.columns, height=size.lines, highlight=False, markup=False, emoji=False)
     done = "✓" if "utf" in console.encoding else "x"
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("ID", justify="right", no_wrap=True)
@@ -185,13 +188,12 @@ def connect(settings: "ClientSettings", *, debug: bool) -> "Client":
         line = f"taskctl: {done.method} {done.url}: {done.outcome}, {milliseconds:.0f} ms, try {done.number}"
         typer.echo(escaped(line), err=True)
 
-    on_retry: Callable[[int, str, float], None] | None = show_retry if sys.stderr.isatty() else None
     return Client(
         settings.server,
         settings.token,
         timeout=settings.timeout,
         allow_http=settings.allow_http,
-        on_retry=on_retry,
+        on_retry=show_retry,
         on_try=show_try if debug else None,
     )
 

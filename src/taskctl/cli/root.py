@@ -1,39 +1,36 @@
 """The root command: the options before the command, and the commands, each loaded when it is asked for."""
 
-from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from taskctl.cli.conversion import spare_pydantic
 from taskctl.contexts import Flags
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
-
-def _client_tasks(app: typer.Typer) -> None:
+def _add_tasks(app: typer.Typer) -> None:
     from taskctl.cli import tasks
 
     app.add_typer(tasks.app, name="tasks")
 
 
-def _client_account(app: typer.Typer) -> None:
+def _add_account(app: typer.Typer) -> None:
     from taskctl.cli import account
 
     account.register(app)
 
 
-def _server(app: typer.Typer) -> None:
-    from taskctl.cli import server
-
-    server.register(app)
-
-
-def _token(app: typer.Typer) -> None:
+def _add_token(app: typer.Typer) -> None:
     from taskctl.cli import token
 
     app.add_typer(token.app, name="token")
+
+
+def _add_server(app: typer.Typer) -> None:
+    from taskctl.cli import server
+
+    server.register(app)
 
 
 class _Root(TyperGroup):
@@ -41,19 +38,15 @@ class _Root(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self._unloaded: list[Callable[[typer.Typer], None]] = [
-            _client_tasks,
-            _client_account,
-            _token,
-            _server,
-        ]
-        _spare_pydantic(self)
+        self._unloaded = [_add_tasks, _add_account, _add_token, _add_server]
+        spare_pydantic(self)
 
     def _load(self) -> None:
         part = typer.Typer(rich_markup_mode=None)
-        self._unloaded.pop(0)(part)
+        add = self._unloaded.pop(0)
+        add(part)
         group = typer.main.get_group(part)
-        _spare_pydantic(group)
+        spare_pydantic(group)
         self.commands.update(group.commands)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
@@ -67,50 +60,6 @@ class _Root(TyperGroup):
         while self._unloaded:
             self._load()
         return super().list_commands(ctx)
-
-
-class _Plain:
-    """Turns a parameter's text into its type as typer does, but without pydantic.
-
-    Typer imports pydantic for every parameter that is not a set flag, `--help` included, which takes longer
-    than all the rest of a command. Where a later typer asks nobody for `get_runtime_param`, nothing breaks.
-    """
-
-    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
-        """The value as the parameter's type, or a usage error. Called by typer."""
-        many = param.multiple or param.nargs == -1
-        if value is None:
-            return () if many else None
-        return tuple(value) if many else self._one(value, param, ctx)
-
-    def _one(self, value: Any, param: Any, ctx: Any) -> Any:
-        kind, bounds = param.type_descriptor.annotation, param.type_descriptor.parameter_info
-        try:
-            value = kind(value)
-        except ValueError:
-            if issubclass(kind, Enum):
-                what = "one of " + ", ".join(repr(member.value) for member in kind)
-            else:
-                what = "a whole number" if kind is int else "a number"
-            raise typer.BadParameter(f"{value!r} is not {what}.", ctx=ctx, param=param) from None
-        if bounds.min is not None and value < bounds.min:
-            raise typer.BadParameter(f"{value} is less than {bounds.min}.", ctx=ctx, param=param)
-        if bounds.max is not None and value > bounds.max:
-            raise typer.BadParameter(f"{value} is more than {bounds.max}.", ctx=ctx, param=param)
-        return value
-
-
-def _spare_pydantic(command: Any) -> None:
-    """Let `_Plain` read those parameters of a command, and of all below it, whose types it knows."""
-    for parameter in command.get_params(typer.Context(command)):
-        kind = parameter.type_descriptor.annotation
-        simple = isinstance(kind, type) and issubclass(kind, str | bool | int | float | Enum)
-        if kind is bool and parameter.envvar:
-            continue  # a variable's text needs typer's own reading
-        if (simple or kind == list[str]) and parameter.type_descriptor.parameter_info.parser is None:
-            parameter.get_runtime_param = _Plain
-    for child in getattr(command, "commands", {}).values():
-        _spare_pydantic(child)
 
 
 app = typer.Typer(

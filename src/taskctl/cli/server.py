@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _BEHIND, _AHEAD = 1, 3
 """What `db check` exits with, besides 0 and 8 for a database that cannot be reached."""
 
-Revision = Annotated[str, typer.Argument(metavar="[REVISION]", help="A revision; the newest when left out.")]
+Revision = Annotated[str, typer.Argument(metavar="REVISION", help="A revision; the newest when left out.")]
 Wait = Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for PostgreSQL to come up.")]
 LockTimeout = Annotated[
     float, typer.Option(metavar="SECONDS", help="How long a migration may wait for a table's lock.")
@@ -38,15 +38,20 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     *,
-    host: Annotated[str | None, typer.Option(help="The address to listen on. [TASKCTL_HOST]")] = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="The address to listen on. [TASKCTL_HOST]")
+    ] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="The port; 0 takes a free one. [TASKCTL_PORT]")
+        int | None, typer.Option(metavar="PORT", help="The port; 0 takes a free one. [TASKCTL_PORT]")
     ] = None,
     migrate: Annotated[
         bool, typer.Option("--migrate", help="Upgrade the schema first; development does so by itself.")
     ] = False,
 ) -> None:
-    """Run the API server, on an embedded PostgreSQL unless DATABASE_URL is set."""
+    """Run the API server.
+
+    On an embedded PostgreSQL, unless DATABASE_URL names another.
+    """
     from taskctl.config import ServerSettings
     from taskctl.server.serving import serve as run
 
@@ -66,7 +71,10 @@ def _save_local_context(url: str, token: str) -> None:
 def migrate(
     revision: Revision = "head", *, wait: Wait = 0, lock_timeout: LockTimeout = 5, sql: Sql = False
 ) -> None:
-    """Upgrade the database's schema; the same as `taskctl db upgrade`."""
+    """Upgrade the database's schema.
+
+    `taskctl migrate` and `taskctl db upgrade` are the same.
+    """
     from taskctl.server import migrations
 
     if sql:
@@ -83,14 +91,19 @@ db.command("upgrade")(migrate)
 
 @db.command()
 def downgrade(
-    revision: Annotated[str, typer.Argument(help="A revision, or `base` for no schema at all.")],
+    revision: Annotated[
+        str, typer.Argument(metavar="REVISION", help="A revision, or `base` for no schema at all.")
+    ],
     *,
     wait: Wait = 0,
     lock_timeout: LockTimeout = 5,
     sql: Sql = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Take the schema back to an earlier revision. What that revision cannot hold is lost."""
+    """Take the schema back to a revision.
+
+    What that revision cannot hold is lost.
+    """
     from taskctl.server import migrations
 
     if sql:
@@ -121,7 +134,10 @@ def current(*, wait: Wait = 0, as_json: output.Json = False) -> None:
 
 @db.command()
 def check(*, wait: Wait = 0, as_json: output.Json = False) -> None:
-    """Compare the schema with this build: exit 0 at head, 1 behind or empty, 3 ahead or unknown."""
+    """Compare the schema with this build.
+
+    Exits 0 at head, 1 behind or empty, 3 ahead or unknown, 8 when the database cannot be reached.
+    """
     from taskctl.server import migrations
 
     with _database() as settings:
@@ -140,7 +156,7 @@ def check(*, wait: Wait = 0, as_json: output.Json = False) -> None:
 
 @db.command()
 def history(as_json: output.Json = False) -> None:
-    """List the revisions that this build knows, oldest first."""
+    """List the revisions, oldest first."""
     from taskctl.server import migrations
 
     known = migrations.history()
@@ -154,23 +170,29 @@ def history(as_json: output.Json = False) -> None:
 
 @db.command()
 def revision(
-    message: Annotated[str, typer.Option("--message", "-m", help="What it changes, in a few words.")],
+    message: Annotated[
+        str, typer.Option("--message", "-m", metavar="TEXT", help="What it changes, in a few words.")
+    ],
     *,
     autogenerate: Annotated[
         bool,
         typer.Option("--autogenerate", help="Fill it in with what the tables have and the database lacks."),
     ] = False,
 ) -> None:
-    """Write the file of a new revision, in a checkout; for contributors."""
+    """Write a new revision's file, in a checkout."""
     from taskctl.server import migrations
 
-    with _database() as settings:
-        typer.echo(migrations.new_revision(settings, message, autogenerate=autogenerate))
+    with _database() as settings, contextlib.redirect_stdout(sys.stderr):  # Alembic talks
+        path = migrations.new_revision(settings, message, autogenerate=autogenerate)
+    typer.echo(path)
 
 
 @db.command()
 def url() -> None:
-    """Print the connection string, for psql and its like; the embedded server runs while `serve` does."""
+    """Print the connection string, for psql.
+
+    The embedded PostgreSQL runs only while `taskctl serve` does.
+    """
     from taskctl.config import ServerSettings
 
     settings = ServerSettings.load()
@@ -188,18 +210,19 @@ def url() -> None:
 
 @config.command("show")
 def config_show(as_json: output.Json = False) -> None:
-    """Print every setting that is in force and where its value came from; secrets are masked."""
+    """Print the settings in force.
+
+    Each with where its value came from; secrets are masked.
+    """
     from taskctl.config import ServerSettings
 
     settings = ServerSettings.load()
-    rows = [
-        {
-            "name": str(field.alias),
-            "value": _shown(getattr(settings, name)),
-            "source": settings.source(str(field.alias)),
-        }
-        for name, field in ServerSettings.model_fields.items()
-    ]
+    rows = []
+    for name, field in ServerSettings.model_fields.items():
+        variable, extra = str(field.alias), field.json_schema_extra
+        default = str(extra["shown"]) if isinstance(extra, dict) else ""
+        value = _shown(getattr(settings, name)) or default
+        rows.append({"name": variable, "value": value, "source": settings.source(variable)})
     if as_json:
         output.print_json(output.compact(rows))
         return
@@ -209,8 +232,9 @@ def config_show(as_json: output.Json = False) -> None:
 
 
 def _shown(value: object) -> str:
-    if value is None or value == ():
-        return "none"
+    """A value as text, secrets masked; nothing where there is none."""
+    if value is None:
+        return ""
     if isinstance(value, tuple):
         return ",".join(str(each) for each in value)
     return json.dumps(value) if isinstance(value, bool) else str(value)

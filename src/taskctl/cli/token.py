@@ -29,14 +29,18 @@ def mint(
     expires: Annotated[str, typer.Option(metavar="DURATION", help="Such as 90s, 15m, 1h or 7d.")] = "1h",
     scope: Annotated[
         str | None,
-        typer.Option(help="What it may do, such as 'tasks:read'; everything when left out."),
+        typer.Option(metavar="SCOPE", help="What it may do, such as 'tasks:read'; else everything."),
     ] = None,
     claim: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A further claim; VALUE is JSON or text.")
     ] = None,
 ) -> None:
-    """Sign a token with BETTER_AUTH_SECRET (in development with the kept secret) and print it."""
-    from taskctl.config import ServerSettings, seconds
+    """Sign a token and print it.
+
+    It is signed with BETTER_AUTH_SECRET, in development with the kept secret where that is not set.
+    """
+    from taskctl.config import ServerSettings
+    from taskctl.quantities import seconds
     from taskctl.tokens import mint as sign
     from taskctl.tokens import valid_subject
 
@@ -57,7 +61,10 @@ def mint(
 
 @app.command()
 def inspect(as_json: output.Json = False) -> None:
-    """Decode the token on stdin and say, check by check, whether a server with these settings takes it."""
+    """Explain the token on stdin.
+
+    Decodes it and says, check by check, whether a server with these settings takes it.
+    """
     report = _examine()
     if as_json:
         output.print_json(output.compact(_as_dict(report)))
@@ -79,7 +86,10 @@ def inspect(as_json: output.Json = False) -> None:
 
 @app.command()
 def verify() -> None:
-    """Check the token on stdin: exit 0 where a server with these settings takes it, else 4."""
+    """Check the token on stdin.
+
+    Exits 0 where a server with these settings takes it, else 4.
+    """
     report = _examine()
     if report.error:
         raise report.error

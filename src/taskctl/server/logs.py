@@ -5,6 +5,7 @@ Values are always escaped by the renderer, so nothing that a client sends can st
 
 import logging
 import logging.config
+import os
 import sys
 from typing import Any
 
@@ -21,14 +22,18 @@ def configure(settings: ServerSettings) -> None:
     ]
     renderer: list[Any]
     if settings.log_format is LogFormat.json:
-        renderer = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+        renderer = [
+            structlog.processors.format_exc_info,
+            _most_important_first,
+            structlog.processors.JSONRenderer(default=str),
+        ]
     else:
         renderer = [
             structlog.processors.format_exc_info,
             _escape,
             # structlog's own choice, rich, would print the values of local variables: tokens, passwords.
             structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+                colors=_colors(), exception_formatter=structlog.dev.plain_traceback
             ),
         ]
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
@@ -59,6 +64,19 @@ def configure(settings: ServerSettings) -> None:
             },
         }
     )
+
+
+def _colors() -> bool:
+    """Whether stderr gets colours: a terminal does, unless NO_COLOR says no; FORCE_COLOR says yes."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or sys.stderr.isatty()
+
+
+def _most_important_first(_logger: object, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Time, level and event at the start of the line, where people look for them."""
+    first = ("timestamp", "level", "event")
+    return {name: event[name] for name in first if name in event} | event
 
 
 def _escape(_logger: object, _method: str, event: dict[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,9 @@ from taskctl.tokens import Identity, Verifier
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 
+_MESSAGES = {"extra_forbidden": "There is nothing of this name.", "missing": "This is required."}
+"""Said in place of pydantic's own words."""
+
 _READING = frozenset({"GET", "HEAD"})
 _TASK_ID = re.compile(r"[1-9][0-9]{0,18}")
 _ERRORS_MAX = 20
@@ -159,7 +162,7 @@ class TaskRoute(PublicRoute):
             arguments["query"] = _validate("query", self._query, parameters, errors)
         else:
             errors += [
-                _invalid(("query", name), "There is no such parameter.", "extra_forbidden")
+                _invalid(("query", name), _MESSAGES["extra_forbidden"], "extra_forbidden")
                 for name in parameters
             ]
         if errors:
@@ -292,7 +295,7 @@ def _validate(
         return model.model_validate(value)
     except ValidationError as error:
         for each in error.errors(include_url=False, include_context=False, include_input=False):
-            message = each["msg"].removeprefix("Value error, ")
+            message = _MESSAGES.get(each["type"], each["msg"].removeprefix("Value error, "))
             errors.append(_invalid((where, *each["loc"]), message[0].upper() + message[1:], each["type"]))
         return None
 

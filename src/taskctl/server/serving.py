@@ -193,7 +193,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except socket.gaierror as error:
         raise SettingsInvalid(f"TASKCTL_HOST is wrong: there is no address {host!r}") from error
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = os.strerror(error.errno).lower() if error.errno else str(error)
         raise LocalError(
             f"Cannot listen on {host} port {port}: {reason}; --port 0 takes a free port"
         ) from error

@@ -228,7 +228,7 @@ async def _write(
     matched, version = row[:2]
     if not matched:
         raise VersionConflict(
-            f"The task is at version {version}, which If-Match does not name; read it again.",
+            f"The task is at version {version} by now; read it again.",
             current_version=version,
         )
     return row

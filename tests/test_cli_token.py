@@ -1,0 +1,146 @@
+"""`taskctl token`: what it mints a server accepts, what it refuses a server refuses, and no secret shows."""
+
+import json
+
+import httpx
+import pytest
+
+from conftest import SECRET, bare_environ, make_user, taskctl, taskctl_in_terminal
+
+TASKS = "/api/v1/me/tasks"
+OTHER = "another secret that is long enough to sign with"
+
+
+@pytest.fixture
+def environ(tmp_path):
+    """The environment of somebody who has the shared server's secret."""
+    return bare_environ(tmp_path, TASKCTL_ENV="test", BETTER_AUTH_SECRET=SECRET)
+
+
+def minted(*options, environ):
+    """A token for the user `ada`, as `mint` prints it."""
+    done = taskctl("token", "mint", "--sub", "ada", *options, environ=environ)
+    assert (done.code, done.err, done.out.count("\n")) == (0, "", 1)
+    return done.out.strip()
+
+
+def inspected(token, *, environ):
+    """What `inspect --json` says."""
+    done = taskctl("token", "inspect", "--json", environ=environ, given=token)
+    assert (done.code, done.err) == (0, "")
+    assert SECRET not in done.out
+    return json.loads(done.out)
+
+
+def test_round_trip(environ, server):
+    """A minted token holds what was asked for, verifies, and opens the door of the running server."""
+    options = ("--claim", "team=7", "--claim", "name=Ada L", "--scope", "tasks:read", "--expires", "15m")
+    token = minted(*options, environ=environ)
+    report = inspected(token, environ=environ)
+    claims = report["claims"]
+    assert (report["accepted"], report["code"], report["header"]["alg"]) == (True, None, "HS256")
+    assert (claims["sub"], claims["team"], claims["name"], claims["scope"]) == (
+        "ada",
+        7,
+        "Ada L",
+        "tasks:read",
+    )
+    assert claims["exp"] - claims["iat"] == 900
+    assert {check["passed"] for check in report["checks"]} == {True}
+    assert taskctl("token", "verify", environ=environ, given=f"  {token}\n") == (0, "", "")
+
+    headers = {"Authorization": f"Bearer {token}"}
+    assert httpx.get(server.url + TASKS, headers=headers).status_code == 200
+    refused = httpx.post(server.url + TASKS, json={"title": "x"}, headers=headers)
+    assert (refused.status_code, refused.json()["code"]) == (403, "insufficient_scope")
+
+
+@pytest.mark.parametrize(
+    ("token", "code"),
+    [
+        (make_user("ada", lifetime=-3600).token, "token_expired"),
+        (make_user("ada").token[:-4] + "AAAA", "token_signature_invalid"),
+        ("eyJhbGciOiJub25lIn0.eyJzdWIiOiJhZGEifQ.", "token_algorithm_not_allowed"),
+        ("no-token", "token_malformed"),
+    ],
+)
+def test_verify_refuses_as_the_server_does(environ, server, token, code):
+    """A token that the server would refuse is 4 with the server's own code, in one line."""
+    done = taskctl("token", "verify", environ=environ, given=token)
+    assert (done.code, done.out, done.err.count("\n")) == (4, "", 1)
+    assert done.err.endswith(f" ({code})\n")
+    assert httpx.get(server.url + TASKS, headers={"Authorization": f"Bearer {token}"}).json()["code"] == code
+    assert token not in done.err
+    assert inspected(token, environ=environ)["code"] == code
+
+
+def test_the_wrong_secret(environ):
+    """A token signed with another secret is refused, unless that secret is a previous one."""
+    token = minted(environ={**environ, "BETTER_AUTH_SECRET": OTHER})
+    assert taskctl("token", "verify", environ=environ, given=token).code == 4
+    both = {**environ, "BETTER_AUTH_SECRET_PREVIOUS": OTHER}
+    assert taskctl("token", "verify", environ=both, given=token).code == 0
+
+
+def test_inspect_for_people(environ):
+    """`inspect` shows header, claims and every check, with times that can be read and nothing raw."""
+    token = minted("--claim", "note=\x1b[31mred", "--expires", "90s", environ=environ)
+    done = taskctl_in_terminal("token", "inspect", environ=environ, typed=f"{token}\n\x04")
+    shown = done.out.replace(token, "")
+    assert (done.code, "\x1b" in shown) == (0, False)
+    assert 'claims  sub = "ada"' in shown
+    assert "+00:00" in shown
+    assert shown.splitlines()[-1] == "accepted"
+    expired = make_user("ada", lifetime=-3600).token
+    done = taskctl("token", "inspect", environ=environ, given=expired)
+    assert done.code == 0
+    assert "FAIL  expiry" in done.out
+    assert done.out.splitlines()[-1] == "refused: token_expired"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["verify", "a.b.c"],
+        ["inspect", "a.b.c"],
+        ["verify"],
+        ["inspect", "--json"],
+        ["mint"],
+        ["mint", "--sub", ""],
+        ["mint", "--sub", "a\nb"],
+        ["mint", "--sub", "ada", "--expires", "soon"],
+        ["mint", "--sub", "ada", "--claim", "nothing"],
+        ["mint", "--sub", "ada", "--claim", "sub=bob"],
+        ["mint", "--sub", "ada", "--scope", "tasks:everything"],
+    ],
+)
+def test_wrong_usage_is_2(environ, words):
+    """A token as an argument, none at all, and what is no token's content are refused with one code."""
+    done = taskctl("token", *words, environ=environ)
+    assert (done.code, done.out) == (2, "")
+    assert "usage_invalid" in done.err
+    assert "Traceback" not in done.err
+    assert "a.b.c" not in done.err
+
+
+@pytest.mark.parametrize("environment", ["test", "prod"])
+def test_outside_development_a_secret_is_needed(tmp_path, environment):
+    """Without a secret there is nothing to sign or verify with: 2, and nothing is kept."""
+    environ = bare_environ(tmp_path, TASKCTL_ENV=environment)
+    for words in (["mint", "--sub", "ada"], ["verify"]):
+        done = taskctl("token", *words, environ=environ, given="a.b.c")
+        assert (done.code, done.out) == (2, "")
+        assert done.err.startswith("taskctl: BETTER_AUTH_SECRET is not set")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_in_development_the_kept_secret_signs(tmp_path):
+    """Development needs no secret: one is made and kept, and signs and verifies from then on."""
+    environ = bare_environ(tmp_path)
+    token = minted(environ=environ)
+    kept = tmp_path / ".local" / "share" / "taskctl" / "secret"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert taskctl("token", "verify", environ=environ, given=token).code == 0
+    report = taskctl("--debug", "token", "inspect", environ=environ, given=token)
+    assert kept.read_text() not in report.out + report.err
+    assert token.rpartition(".")[2] not in report.out + report.err
