@@ -170,6 +170,7 @@ def test_socket_counts_chunks(server: Server) -> None:
         b'{"title": "x",}',
         b'{"title": NaN}',
         b'{"title": "x", "completed": NaN}',
+        b'{"title": "x", "completed": 1e400}',
         b'{"title": Infinity}',
         b'{"title": -Infinity}',
         b'{"title": "x", "title": "y"}',
@@ -235,7 +236,6 @@ NO_TASKS: list[Any] = [
     {"title": "x", "completed": "true"},
     {"title": "x", "completed": 1},
     {"title": "x", "completed": 0},
-    {"title": "x", "completed": 1e400},
     {"title": "x", "completed": []},
     {"title": "x", "titel": "x"},
     {"title": "x", "id": 1},
@@ -252,7 +252,7 @@ NO_TASKS: list[Any] = [
 
 
 def as_json(value: Any) -> bytes:
-    return json.dumps(value).replace("Infinity", "1e400").encode()
+    return json.dumps(value).encode()
 
 
 @pytest.mark.parametrize("body", NO_TASKS, ids=lambda body: ascii(body)[:40])

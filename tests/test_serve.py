@@ -110,14 +110,13 @@ def test_other_signals_stop_it_too(home, launch, number, code):
     assert "Exception" not in log
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_before_it_is_ready(fresh_home, launch, number):
+def test_stopped_before_it_is_ready(fresh_home, launch):
     """A signal while PostgreSQL is still being set up ends it, with nothing left running."""
     server = launch(HOME=str(fresh_home))
     folder = fresh_home / ".local" / "share" / "taskctl"
     until(lambda: list(folder.glob("postgres.new-*")))
-    server.process.send_signal(number)
-    assert server.process.wait(timeout=30) == 128 + number
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(timeout=30) == 130
     assert not embedded_in(fresh_home).is_running()
     assert "Traceback" not in server.log.read_text()
     assert server.out.read_text() == ""
@@ -173,6 +172,16 @@ def test_a_context_of_ones_own_stays_current(home, launch):
     assert (stored.current, set(stored.contexts)) == ("tasks.example.com", {"local", "tasks.example.com"})
     assert stored.get("local").server == server.url
     assert stop(server) == 0
+
+
+def test_a_damaged_context_file(home, launch):
+    """A server that has said that it is ready goes on where the context cannot be saved, and says why."""
+    (home / "damaged").mkdir()
+    (home / "damaged" / "contexts.json").write_text("garbage")
+    server = wait_until_ready(launch(HOME=str(home), TASKCTL_CONFIG_DIR=str(home / "damaged")))
+    until(lambda: "contexts.json is damaged" in server.log.read_text())
+    assert stop(server) == 0
+    assert (home / "damaged" / "contexts.json").read_text() == "garbage"
 
 
 def test_the_port_is_taken(server, tmp_path, database_url):

@@ -3,7 +3,8 @@
 The map, from what imports nothing to what imports everything:
 
 - `vocabulary`, `errors`: the words and outcomes that all parts share; standard library only.
-- `quantities`, `signing_secret`: durations and sizes; weak secrets and the kept one (standard library).
+- `quantities`, `signing_secret`, `strict_json`: durations and sizes; weak secrets and the kept one; JSON
+  from strangers (standard library).
 - `models`: what goes over the wire (pydantic).
 - `config`: the server's settings (pydantic); `contexts`: the client's (standard library).
 - `tokens`: mint, verify and explain JWTs (PyJWT).

@@ -53,16 +53,27 @@ def kept_secret(data_dir: Path) -> str:
     """
     path = data_dir / "secret"
     try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=data_dir, prefix=".secret-") as new:
-            new.write(secrets.token_urlsafe(48))
-            new.flush()
-            # Of several processes at the same moment one makes the link, and all read what it holds.
-            with contextlib.suppress(FileExistsError):
-                os.link(new.name, path)
+        if not path.is_file():
+            _make_secret(path)
         secret = path.read_text(encoding="utf-8").strip()
+    except (FileExistsError, NotADirectoryError) as error:
+        raise SettingsInvalid(f"TASKCTL_DATA_DIR is wrong: {data_dir} is not a directory") from error
+    except PermissionError as error:
+        raise SettingsInvalid(
+            f"TASKCTL_DATA_DIR is wrong: {data_dir} is not ours to use; it takes a directory of your own"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsInvalid(f"The development secret in {path} cannot be used: {error}") from error
     if weak_secret(secret):
         raise SettingsInvalid(f"The development secret in {path} {weak_secret(secret)}; remove the file")
     return secret
+
+
+def _make_secret(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".secret-") as new:
+        new.write(secrets.token_urlsafe(48))
+        new.flush()
+        # Of several processes at the same moment one makes the link, and all read what it holds.
+        with contextlib.suppress(FileExistsError):
+            os.link(new.name, path)

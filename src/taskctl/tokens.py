@@ -8,8 +8,6 @@ Better Auth signs e-mail links with the same secret, and those carry `email` and
 import base64
 import binascii
 import hashlib
-import json
-import math
 import time
 import unicodedata
 import warnings
@@ -21,6 +19,7 @@ import jwt
 from jwt.algorithms import HMACAlgorithm
 from jwt.exceptions import InvalidKeyError
 
+from taskctl import strict_json
 from taskctl.errors import (
     SettingsInvalid,
     TaskctlError,
@@ -354,34 +353,12 @@ def _base64url(text: str, part: str) -> bytes:
 
 def _object(text: str, part: str) -> dict[str, Any]:
     try:
-        value = json.loads(
-            _base64url(text, part).decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-        )
-    except (ValueError, RecursionError) as error:
+        value = strict_json.loads(_base64url(text, part).decode("utf-8"))
+    except ValueError as error:
         raise TokenMalformed(f"The token's {part} is not JSON as RFC 7519 asks for.") from error
     if not isinstance(value, dict):
         raise TokenMalformed(f"The token's {part} is not a JSON object.")
     return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("duplicate member")
-    return members
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(float(text)):
-        raise ValueError("too large a number")
-    return float(text)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _time(claims: Mapping[str, Any], name: str) -> float | None:

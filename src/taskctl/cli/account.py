@@ -29,7 +29,8 @@ class Shell(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to the root."""
-    app.command()(login)
+    # Typer's own refusal of an argument repeats it, and here it may be a token.
+    app.command(context_settings={"allow_extra_args": True})(login)
     app.command()(logout)
     app.command()(status)
     app.add_typer(context_app, name="context")
@@ -56,6 +57,8 @@ def login(
 ) -> None:
     """Log in to a server. Its URL and the token are stored as a context, the current one from then on."""
     flags: contexts.Flags = context.find_root().obj
+    if context.args:
+        raise UsageInvalid("A token is read from stdin only; pipe it in.")
     if not token_stdin:
         raise UsageInvalid("A token is read from stdin only: add --token-stdin, and pipe the token in.")
     stored = contexts.load()

@@ -53,12 +53,13 @@ def serve(
     On an embedded PostgreSQL, unless DATABASE_URL names another.
     """
     from taskctl.config import ServerSettings
-    from taskctl.server.serving import serve as run
 
     flags = {"TASKCTL_HOST": host, "TASKCTL_PORT": None if port is None else str(port)}
     settings = ServerSettings.load(flags={name: value for name, value in flags.items() if value is not None})
     settings.check_database()
     settings.check_secret()
+    from taskctl.server.serving import serve as run  # after the settings: a refusal comes at once
+
     raise typer.Exit(run(settings, migrate=migrate, save_context=_save_local_context))
 
 
@@ -109,8 +110,10 @@ def downgrade(
     if sql:
         typer.echo(migrations.sql("downgrade", revision), nl=False)
         return
-    if not yes and sys.stdin.isatty():
-        typer.confirm(f"Take the schema back to {revision}? Data may be lost.", abort=True, err=True)
+    question = f"Take the schema back to {revision}? Data may be lost."
+    if not yes and sys.stdin.isatty() and not typer.confirm(question, err=True):
+        typer.echo("Nothing is changed.", err=True)
+        raise typer.Exit(1)
     with _database() as settings:
         done = migrations.downgrade(
             settings, revision, wait=wait, lock_timeout=lock_timeout, report=typer.echo
@@ -247,9 +250,9 @@ def _database() -> "Iterator[ServerSettings]":
     from taskctl.server.embedded import EmbeddedPostgres
 
     settings = ServerSettings.load()
-    settings.check_database()
     if settings.database_url or settings.migration_database_url:
         yield settings
         return
+    settings.check_database()
     with EmbeddedPostgres(settings.data_dir) as embedded:
         yield settings.with_database(embedded.url)

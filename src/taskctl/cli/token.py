@@ -9,11 +9,15 @@ import typer
 
 from taskctl.cli import output
 from taskctl.errors import SettingsInvalid, UsageInvalid
+from taskctl.vocabulary import Scope
 
 if TYPE_CHECKING:
     from taskctl.tokens import Report
 
 _TIMES = ("exp", "iat", "nbf")
+
+_TAKE_NO_TOKEN = {"allow_extra_args": True}
+"""Typer's own refusal of an argument repeats it, and it may be a token."""
 
 app = typer.Typer(
     help="Make, inspect and verify tokens. The secret comes from the settings, a token from stdin.",
@@ -56,16 +60,20 @@ def mint(
     if secret is None:  # check_secret and with_kept_secret leave no such case
         raise SettingsInvalid("BETTER_AUTH_SECRET is not set")
     claims = dict(_claim(each) for each in claim or [])
+    if "sub" in claims:
+        raise UsageInvalid("--claim cannot set `sub`: that is what --sub is for.")
+    if scope is not None and not set(scope.split()) <= set(Scope):
+        raise UsageInvalid(f"--scope {scope!r} is none of {', '.join(Scope)}, or several with spaces.")
     typer.echo(sign(secret.get_secret_value(), subject, lifetime, scope=scope, claims=claims))
 
 
-@app.command()
-def inspect(as_json: output.Json = False) -> None:
+@app.command(context_settings=_TAKE_NO_TOKEN)
+def inspect(context: typer.Context, as_json: output.Json = False) -> None:
     """Explain the token on stdin.
 
     Decodes it and says, check by check, whether a server with these settings takes it.
     """
-    report = _examine()
+    report = _examine(context)
     if as_json:
         output.print_json(output.compact(_as_dict(report)))
         return
@@ -84,19 +92,21 @@ def inspect(as_json: output.Json = False) -> None:
     typer.echo(f"refused: {report.error.code}" if report.error else "accepted")
 
 
-@app.command()
-def verify() -> None:
+@app.command(context_settings=_TAKE_NO_TOKEN)
+def verify(context: typer.Context) -> None:
     """Check the token on stdin.
 
     Exits 0 where a server with these settings takes it, else 4.
     """
-    report = _examine()
+    report = _examine(context)
     if report.error:
         raise report.error
     output.note("accepted")
 
 
-def _examine() -> "Report":
+def _examine(context: typer.Context) -> "Report":
+    if context.args:
+        raise UsageInvalid("A token is read from stdin only; pipe it in.")
     from taskctl.config import ServerSettings
     from taskctl.tokens import create_verifier
 

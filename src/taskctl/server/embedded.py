@@ -328,13 +328,13 @@ class EmbeddedPostgres:
             self.data_dir.mkdir(0o711 if os.geteuid() == 0 else 0o700, parents=True)
         except FileExistsError as error:
             if not self.data_dir.is_dir():
-                raise EmbeddedPostgresFailed(
-                    f"{self.data_dir} is a file; set TASKCTL_DATA_DIR to a directory."
+                raise SettingsInvalid(
+                    f"TASKCTL_DATA_DIR is wrong: {self.data_dir} is not a directory"
                 ) from error
         if not os.access(self.data_dir, os.R_OK | os.W_OK | os.X_OK):
-            raise EmbeddedPostgresFailed(
-                f"{self.data_dir} (of user {self.data_dir.stat().st_uid}) is not ours to write to; "
-                "set TASKCTL_DATA_DIR to a directory of your own."
+            raise SettingsInvalid(
+                f"TASKCTL_DATA_DIR is wrong: {self.data_dir} (of user {self.data_dir.stat().st_uid}) is not "
+                "ours to use; it takes a directory of your own"
             )
 
     def _cluster_exists(self) -> bool:

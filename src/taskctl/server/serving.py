@@ -67,6 +67,7 @@ def serve(settings: ServerSettings, *, migrate: bool, save_context: SaveContext)
             announce=lambda url: _announce(settings, url, where, save_context),
         )
         signals.serving = True
+        log.info("listening", url=_url(listener))
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
             runner.run(server.serve(sockets=[listener]))
         if server.failure is not None:
@@ -128,8 +129,7 @@ class _Server(uvicorn.Server):
                 if told != (told := "; ".join(failed)):
                     log.warning("not_ready", detail=told)
                 await asyncio.sleep(_POLL_SECONDS)
-            host, port = self._listener.getsockname()[:2]
-            self._announce(f"http://{'[' + host + ']' if ':' in host else host}:{port}")
+            self._announce(_url(self._listener))
         except TaskctlError as error:
             self.failure = error
             self.should_exit = True
@@ -162,7 +162,11 @@ def _announce(settings: ServerSettings, url: str, where: str, save_context: Save
         token = mint(
             secret.get_secret_value(), _local_user(), _LOCAL_TOKEN_SECONDS, claims=_local_claims(settings)
         )
-        save_context(url, token)
+        try:
+            save_context(url, token)
+        except TaskctlError as error:  # the server is well, and others may use it
+            log.warning("context_not_saved", detail=error.detail)
+            return
         print('In another terminal:  taskctl tasks add "Buy milk"', flush=True)  # noqa: T201 - as above
 
 
@@ -197,6 +201,11 @@ def _listen(host: str, port: int) -> socket.socket:
         raise LocalError(
             f"Cannot listen on {host} port {port}: {reason}; --port 0 takes a free port"
         ) from error
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _short(path: Path) -> str:
