@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -31,6 +32,11 @@ from taskctl.tokens import mint
 SECRET = "a secret for tests that is long enough to sign"
 
 _numbers = itertools.count(1)
+
+
+def pytest_configure() -> None:
+    """End as after Ctrl-C when a CI system ends the run, so that no PostgreSQL is left behind."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @dataclass(frozen=True)

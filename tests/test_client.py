@@ -1,5 +1,6 @@
 """`taskctl.client`, and the transport below it, against a real server that answers by a script."""
 
+import contextlib
 import json
 import random
 import socket
@@ -103,7 +104,8 @@ class Scripted:
 
     def serve(self, connection: socket.socket, number: int) -> None:
         """Answer the requests of one connection."""
-        with connection, connection.makefile("rb") as stream:
+        connection.settimeout(20)  # so that nothing a client keeps open can hang the run
+        with contextlib.suppress(TimeoutError), connection, connection.makefile("rb") as stream:
             while line := stream.readline():
                 headers = {}
                 while (header := stream.readline()) not in {b"\r\n", b""}:

@@ -395,3 +395,19 @@ def test_another_database():
     settings = load()
     assert value(settings.with_database(DATABASE), "DATABASE_URL") == DATABASE
     assert settings.database_url is None
+
+
+def test_misspelled_names_are_noticed() -> None:
+    """A name of ours that no setting has is warned of, with the one that was probably meant."""
+    environ = {"TASKCTL_POTR": "1", "TASKCTL_SERVER": "http://x", "PATH": "/bin"}
+    settings = ServerSettings.load(environ, env_file=None)
+    assert settings.warnings() == ["TASKCTL_POTR is not a setting; did you mean TASKCTL_PORT?"]
+
+
+@pytest.mark.parametrize("line", ["TASKCTL_PORT 8417", "=x", 'TASKCTL_PORT="84'])
+def test_a_line_of_env_file_that_says_nothing(tmp_path: Path, line: str) -> None:
+    """A line of .env that is not NAME=VALUE is an error that names the file and the line."""
+    file = tmp_path / ".env"
+    file.write_text(f"TASKCTL_ENV=dev\n{line}\n")
+    with pytest.raises(SettingsInvalid, match=r"\.env, line 2"):
+        ServerSettings.load({}, env_file=file)

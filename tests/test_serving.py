@@ -1,6 +1,8 @@
 """`taskctl serve` outside development: what it refuses, what it logs, and how it waits for its database."""
 
+import contextlib
 import json
+import socket
 
 import httpx
 import psycopg
@@ -232,3 +234,17 @@ def test_stopped_while_it_waits(listening, arguments):
     log = server.log.read_text()
     assert "Traceback" not in log
     assert "hunter2" not in log
+
+
+def test_a_head_without_end_is_refused(server):
+    """A request line or header that goes on and on is answered 400 and the connection closed."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nX: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                connection.sendall(b"a" * 10_000)
+        with contextlib.suppress(ConnectionError):
+            answer = connection.recv(1000)
+            assert not answer or answer.startswith(b"HTTP/1.1 400 ")
+    assert httpx.get(server.url + "/livez").status_code == 200

@@ -3,6 +3,8 @@
 `ServerSettings.load()` is the only place that looks at the environment. Nothing here is a module global.
 """
 
+import difflib
+import io
 import os
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -25,6 +27,13 @@ from taskctl.errors import SettingsInvalid
 from taskctl.quantities import seconds, size
 from taskctl.signing_secret import kept_secret, weak_secret
 from taskctl.vocabulary import MIN_SECRET_BYTES, Environment
+
+_OURS = ("TASKCTL_", "BETTER_AUTH_")
+
+CLIENT_VARIABLES = frozenset(
+    f"TASKCTL_{name}" for name in ("ALLOW_HTTP", "CONFIG_DIR", "CONTEXT", "SERVER", "TIMEOUT", "TOKEN")
+)
+"""What `taskctl.contexts` reads; no setting of the server."""
 
 
 class LogFormat(StrEnum):
@@ -237,6 +246,7 @@ class ServerSettings(BaseModel):
     )
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+    _unknown: list[str] = PrivateAttr(default_factory=list)
 
     @field_validator("database_url", "migration_database_url")
     @classmethod
@@ -308,6 +318,8 @@ class ServerSettings(BaseModel):
         except ValidationError as error:
             raise SettingsInvalid("; ".join(_explain(cls, error))) from None
         settings._sources.update(sources)  # noqa: SLF001 - its own
+        given = set().union(*layers.values()) - names - CLIENT_VARIABLES
+        settings._unknown.extend(sorted(name for name in given if name.startswith(_OURS)))  # noqa: SLF001
         return settings
 
     def source(self, name: str) -> str:
@@ -364,9 +376,17 @@ class ServerSettings(BaseModel):
         return self.model_copy(update={"database_url": SecretStr(url)})
 
     def warnings(self) -> list[str]:
-        """What development puts up with and production would refuse."""
-        weaknesses = ((name, weak_secret(secret.get_secret_value())) for name, secret in self._secrets())
-        return [f"{name} {weakness}; production refuses it" for name, weakness in weaknesses if weakness]
+        """What is put up with, but should be looked at: names that no setting has, and weak secrets."""
+        names = [str(field.alias) for field in type(self).model_fields.values()]
+        found = []
+        for unknown in self._unknown:
+            close = difflib.get_close_matches(unknown, names, n=1)
+            found.append(f"{unknown} is not a setting" + (f"; did you mean {close[0]}?" if close else ""))
+        for name, secret in self._secrets():
+            weakness = weak_secret(secret.get_secret_value())
+            if weakness:
+                found.append(f"{name} {weakness}; production refuses it")
+        return found
 
     def _secrets(self) -> list[tuple[str, SecretStr]]:
         current = [("BETTER_AUTH_SECRET", self.secret)] if self.secret else []
@@ -391,16 +411,23 @@ def _profile(environment: str) -> dict[str, Any]:
 
 
 def _read_env_file(path: Path | None) -> dict[str, str]:
-    if path is None or not path.is_file():
-        return {}
-    from dotenv import dotenv_values  # noqa: PLC0415 - most deployments have no such file
-
     try:
-        # No interpolation: a `$` in a secret is a `$`.
-        values = dotenv_values(path, interpolate=False, encoding="utf-8")
+        if path is None or not path.is_file():  # a directory may be a virtual environment
+            return {}
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsInvalid(f"{path} cannot be read: {error}") from error
-    return {name: value for name, value in values.items() if value is not None}
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingsInvalid(f"{path} cannot be read: {reason}") from error
+    from dotenv.parser import parse_stream  # noqa: PLC0415 - most deployments have no such file
+
+    # The parser and not dotenv_values: that passes over a line it cannot read, and replaces `$NAME`.
+    values: dict[str, str] = {}
+    for line in parse_stream(io.StringIO(text)):
+        if line.error:
+            raise SettingsInvalid(f"{path}, line {line.original.line}: this is not NAME=VALUE")
+        if line.key is not None and line.value is not None:
+            values[line.key] = line.value
+    return values
 
 
 def _explain(settings: type[ServerSettings], error: ValidationError) -> list[str]:

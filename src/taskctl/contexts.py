@@ -163,6 +163,9 @@ def resolve(
     Raises:
         SettingsInvalid: no server is named anywhere, or a setting is wrong.
     """
+    for option, value in (("--server", flags.server), ("--context", flags.context)):
+        if value is not None and not value.strip():  # an unset variable in a script, and not "the usual one"
+            raise SettingsInvalid(f"{option} is empty.")
     server = flags.server or (None if flags.context else environ.get("TASKCTL_SERVER"))
     env_token = environ.get("TASKCTL_TOKEN")
     token = checked_token(env_token, "TASKCTL_TOKEN") if env_token else None
@@ -258,6 +261,8 @@ def _context(entry: Any) -> Context:
     server, token, allow_http = entry["server"], entry.get("token"), entry.get("allow_http", False)
     if not (isinstance(server, str) and isinstance(token, str | None) and isinstance(allow_http, bool)):
         raise TypeError("a context has a server, a token and a flag")
+    if token is not None:
+        checked_token(token, "the context")
     return Context(server, token, allow_http)
 
 

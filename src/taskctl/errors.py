@@ -213,7 +213,7 @@ class MethodNotAllowed(TaskctlError):
 
 
 class VersionConflict(TaskctlError):
-    """The task has changed since the version that If-Match names."""
+    """The task is not at the version that was asked for."""
 
     code, status, exit_code = "version_conflict", 412, 6
 

@@ -4,6 +4,7 @@ Bounds are written once, in the `Annotated` aliases, and hold in the API, its Op
 database's constraints (`server.tables`).
 """
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -151,11 +153,18 @@ class TaskPage(BaseModel):
     next_cursor: str | None = Field(description="Send it as `cursor` for the next page; null on the last.")
 
 
+def _digits(value: Any) -> Any:
+    """Refuse what Python takes for a whole number and JSON Schema does not: `1_0`, `+5`, `5.0`."""
+    if isinstance(value, str) and not re.fullmatch(r"-?[0-9]+", value, re.ASCII):
+        raise ValueError("not a whole number")
+    return value
+
+
 class ListQuery(Body):
     """The parameters of a list. An unknown one is an error: a typo must never return everything."""
 
     status: Status = Status.all
-    limit: int = Field(PAGE_LIMIT_DEFAULT, ge=1, le=PAGE_LIMIT_MAX)
+    limit: Annotated[int, BeforeValidator(_digits)] = Field(PAGE_LIMIT_DEFAULT, ge=1, le=PAGE_LIMIT_MAX)
     cursor: str | None = Field(None, description="The `next_cursor` of the page before.")
     order: Order = Field(Order.asc, description="By id.")
 

@@ -11,6 +11,7 @@ import random
 import socket
 import ssl
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from email.message import Message
 from http import HTTPStatus
@@ -208,6 +209,8 @@ class Transport:
         except http.client.HTTPException as error:
             raise _Failed(unexpected(self.server, "something other than HTTP"), sent=sent) from error
         except OSError as error:
+            # Some versions of Python keep a refused tunnel's socket in the frames of the error.
+            traceback.clear_frames(error.__traceback__)
             # A name that does not exist or a certificate that does not hold will not mend itself.
             again = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
             raise _Failed(self._unreachable(error, sent=sent), again=again, sent=sent) from error

@@ -3,12 +3,13 @@
 Importing this imports nothing else, so that `--version` is answered before typer is loaded.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from taskctl.errors import TaskctlError, Unexpected, UsageInvalid
+from taskctl.errors import LocalError, TaskctlError, Unexpected, UsageInvalid
 
 COMPLETE_VARIABLE = "_TASKCTL_COMPLETE"
 """Set by the shell's completion script when it asks for completions."""
@@ -77,23 +78,22 @@ def _report(error: Exception, options: Sequence[str]) -> int:
     from taskctl.cli import output
 
     as_json = "--json" in options or "--ndjson" in options
-    hint = None
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
         if context is not None and error.message == context.get_help():  # nothing was asked for
             typer.echo(error.message, err=True)
             return error.exit_code
-        hint = context and f"Try '{context.command_path} --help'."
-        error = UsageInvalid(" ".join(error.format_message().split()))
+        hint = f" Try '{context.command_path} --help'." if context else ""
+        error = UsageInvalid(" ".join(error.format_message().split()) + hint)
     elif "--debug" in options:
         import traceback
 
         traceback.print_exception(error)
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EIO, errno.EDQUOT}:
+        error = LocalError(f"Cannot write: {os.strerror(error.errno).lower()}.")
     if not isinstance(error, TaskctlError):
         error = _unexpected(error)
     output.report(error, as_json=as_json)
-    if hint and not as_json:
-        typer.echo(hint, err=True)
     return error.exit_code
 
 

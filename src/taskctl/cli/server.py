@@ -63,10 +63,22 @@ def serve(
     raise typer.Exit(run(settings, migrate=migrate, save_context=_save_local_context))
 
 
-def _save_local_context(url: str, token: str) -> None:
-    from taskctl.contexts import save_context
+def _save_local_context(url: str, token: str) -> str:
+    """Store the context `local`, or another one while the server of that name still answers elsewhere."""
+    from urllib.parse import urlsplit
 
-    save_context("local", url, token, make_current="if-none")
+    from taskctl.client import Client
+    from taskctl.contexts import load, save_context
+    from taskctl.errors import TaskctlError
+
+    name = "local"
+    known = load().contexts.get(name)
+    if known is not None and known.server != url:
+        with contextlib.suppress(TaskctlError), Client(known.server, None, timeout=1) as client:
+            if client.health():
+                name = f"local-{urlsplit(url).port}"
+    save_context(name, url, token, make_current="if-none")
+    return "taskctl" if name == "local" else f"taskctl --context {name}"
 
 
 def migrate(

@@ -302,7 +302,7 @@ def _summary(errors: list[dict[str, Any]]) -> str:
     """The first error as a sentence, for those who read only the detail."""
     first = errors[0]
     where = ".".join(str(each) for each in first["loc"])
-    more = f" ({len(errors) - 1} more in errors)" if len(errors) > 1 else ""
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return f"{where}: {first['msg'].rstrip('.')}{more}."
 
 

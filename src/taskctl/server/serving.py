@@ -21,6 +21,7 @@ from taskctl.errors import DatabaseUnavailable, LocalError, SettingsInvalid, Tas
 from taskctl.server import logs, migrations
 from taskctl.server.app import Application, create_app
 from taskctl.server.embedded import EmbeddedPostgres
+from taskctl.server.protocol import BoundedHttpProtocol
 from taskctl.server.routes.probes import readiness
 from taskctl.tokens import mint
 from taskctl.vocabulary import Environment
@@ -31,8 +32,8 @@ _LOCAL_TOKEN_SECONDS = 30 * 86400
 _POLL_SECONDS = 0.1
 _GRACEFUL_SECONDS = 30
 
-SaveContext = Callable[[str, str], None]
-"""Stores a URL and a token where the command line on this machine finds them."""
+SaveContext = Callable[[str, str], str]
+"""Stores a URL and a token where the command line on this machine finds them; returns how to ask for them."""
 
 
 def serve(settings: ServerSettings, *, migrate: bool, save_context: SaveContext) -> int:
@@ -48,7 +49,7 @@ def serve(settings: ServerSettings, *, migrate: bool, save_context: SaveContext)
     """
     logs.configure(settings)
     for warning in settings.warnings():
-        log.warning("weak_setting", detail=warning)
+        log.warning("setting", detail=warning)
     settings = settings.with_kept_secret()
     development = settings.environment is Environment.dev
     with _signals() as signals, contextlib.ExitStack() as stack:
@@ -90,6 +91,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=BoundedHttpProtocol,
                 lifespan="on",
                 ws="none",
                 log_config=None,
@@ -163,11 +165,11 @@ def _announce(settings: ServerSettings, url: str, where: str, save_context: Save
             secret.get_secret_value(), _local_user(), _LOCAL_TOKEN_SECONDS, claims=_local_claims(settings)
         )
         try:
-            save_context(url, token)
+            command = save_context(url, token)
         except TaskctlError as error:  # the server is well, and others may use it
             log.warning("context_not_saved", detail=error.detail)
             return
-        print('In another terminal:  taskctl tasks add "Buy milk"', flush=True)  # noqa: T201 - as above
+        print(f'In another terminal:  {command} tasks add "Buy milk"', flush=True)  # noqa: T201 - as above
 
 
 def _local_claims(settings: ServerSettings) -> dict[str, str]:

@@ -228,7 +228,7 @@ async def _write(
     matched, version = row[:2]
     if not matched:
         raise VersionConflict(
-            f"The task is at version {version} by now; read it again.",
+            f"The task is at version {version}, which is not what was asked for; read it again.",
             current_version=version,
         )
     return row
