@@ -331,7 +331,7 @@ def test_the_pipe_closes_and_the_session_differs(embedded):
 def test_without_the_wheel(place, monkeypatch):
     """Without the wheel, the sentence says what to install or set."""
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(EmbeddedPostgresFailed, match="its extra `embedded` .*DATABASE_URL"):
+    with pytest.raises(EmbeddedPostgresFailed, match=r"its extra `embedded` .*DATABASE_URL"):
         EmbeddedPostgres(place / "data").start()
 
 
