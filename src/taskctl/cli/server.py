@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taskctl.cli import output
+from taskctl.cli import backup, output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +32,7 @@ def register(app: typer.Typer) -> None:
     """Add the operator's commands to the root command."""
     app.command()(serve)
     app.command()(migrate)
+    backup.register(db)
     app.add_typer(db, name="db")
     app.add_typer(config, name="config")
 
