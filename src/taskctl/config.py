@@ -52,6 +52,14 @@ class LogLevel(StrEnum):
     error = "error"
 
 
+class PreparedStatements(StrEnum):
+    """Whether statements are prepared once per connection."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
 def _comma_separated(text: str) -> tuple[str, ...]:
     return tuple(part for part in (part.strip() for part in text.split(",")) if part)
 
@@ -235,6 +243,12 @@ class ServerSettings(BaseModel):
         within=(0.01, 600),
         shown="5 s",
         description="How long a statement may run before 503 `statement_timeout`.",
+    )
+    prepared_statements: Annotated[PreparedStatements, _read(_lower)] = setting(
+        "TASKCTL_PREPARED_STATEMENTS",
+        PreparedStatements.auto,
+        expects="auto, on or off",
+        description="Whether statements are prepared; `auto`: not where a pooler stands in front.",
     )
     max_body: Bytes = setting(
         "TASKCTL_MAX_BODY",

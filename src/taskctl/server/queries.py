@@ -9,18 +9,29 @@ A change says in the same statement why it changed nothing: no row means that th
 something to change only while the statement waited for a concurrent change: run it again.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from taskctl.vocabulary import Order, Status
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A statement, the name it has in logs and metrics, and whether it only reads."""
+    """A statement, the name it has in logs and metrics, and whether it only reads.
+
+    `repeatable`: run a second time, it finds what the first has done and changes nothing, unless it was bound
+    to certain `versions`, which the first has left behind.
+    """
 
     name: str
     sql: str
     reads_only: bool = False
+    repeatable: bool = False
+
+    def may_repeat(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether running it again is safe where nobody knows what became of the first time."""
+        return self.reads_only or (self.repeatable and parameters.get("versions") is None)
 
 
 def _moment(column: str) -> str:
@@ -81,6 +92,7 @@ CREATE_TASK = Statement(
     SELECT replayed, %(digest)s::bytea IS NOT DISTINCT FROM idempotency_digest, id, version, {_JSON}
     FROM result
     """,
+    repeatable=True,
 )
 """-> replayed, same content, id, version, JSON."""
 
@@ -118,6 +130,7 @@ CHANGE_TASK = Statement(
     SELECT CASE WHEN NOT {_MATCHED} THEN false WHEN NOT {_DIFFERS} THEN true END, version, {_JSON}
     FROM unchanged
     """,
+    repeatable=True,
 )
 """-> matched, version, JSON."""
 
@@ -168,5 +181,19 @@ def _list(status: Status, order: Order) -> Statement:
 LIST_TASKS = {(status, order): _list(status, order) for status in Status for order in Order}
 """-> the page's tasks as JSON, comma-separated, or null when there are none; the next page's first id."""
 
-READ_REVISION = Statement("read_revision", "SELECT version_num::text FROM alembic_version", reads_only=True)
-"""-> the schema's revision; fails with UndefinedTable where nothing was migrated yet."""
+READ_REVISION = Statement(
+    "read_revision",
+    "SELECT version_num::text, current_setting('transaction_read_only') = 'on' FROM alembic_version",
+    reads_only=True,
+)
+"""-> the schema's revision, whether writes are refused; UndefinedTable where nothing was migrated yet."""
+
+CONNECTION_LIMIT = Statement(
+    "connection_limit",
+    """
+    SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+           - coalesce(current_setting('reserved_connections', true)::int, 0)
+    """,
+    reads_only=True,
+)
+"""-> how many connections PostgreSQL has for ordinary roles."""

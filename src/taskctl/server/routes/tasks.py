@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import secrets
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Header, Path, Query, Response
@@ -39,6 +40,9 @@ _BOTH_PATCH_TYPES = {
 _BOTH_COMPLETION_TYPES = {
     "requestBody": {"content": {MERGE_PATCH: {"schema": {"$ref": "#/components/schemas/Completion"}}}}
 }
+
+_NO_DIGEST = b""
+"""Stands where no client's key asks whether the content is the same."""
 
 _NEXT_ENTITY_TAG = re.compile(r'[ \t,]*(?:(W/)?"([\x21\x23-\x7e\x80-\xff]*)"(?=[ \t]*(?:,|$))|$)')
 
@@ -123,14 +127,15 @@ async def create_task(
         title=body.title,
         description=body.description,
         completed=body.completed,
-        key=idempotency_key,
-        digest=None if idempotency_key is None else _digest(body),
+        # Every create has a key, so that it can be run again when its connection was lost.
+        key=_internal_key() if idempotency_key is None else idempotency_key,
+        digest=_NO_DIGEST if idempotency_key is None else _digest(body),
     )
     replayed, same_content, task_id, version, task = row or ()
     if not same_content:
         raise IdempotencyKeyReused
     headers = {"Location": f"{call.path_as_sent}/{task_id}"}
-    if replayed:
+    if replayed and idempotency_key is not None:
         headers["Idempotency-Replayed"] = "true"
     return _json(task, version, status=201, headers=headers)
 
@@ -287,6 +292,11 @@ def _none_match_fails(if_none_match: str, version: int) -> bool:
 
 def _is_key(text: str) -> bool:
     return 1 <= len(text) <= IDEMPOTENCY_KEY_MAX and all("!" <= each <= "~" for each in text)
+
+
+def _internal_key() -> str:
+    """A key for one request alone; with its space it is none that a client can send."""
+    return f" {secrets.token_urlsafe(12)}"
 
 
 def _digest(body: TaskContent) -> bytes:
