@@ -1,0 +1,192 @@
+"""PgBouncer in transaction mode, 1.18 as Debian has it, between the server and PostgreSQL."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import httpx
+import psycopg
+import pytest
+
+from conftest import (
+    SECRET,
+    Server,
+    User,
+    bare_environ,
+    client_of,
+    free_port,
+    make_settings,
+    make_user,
+    taskctl,
+    until,
+    wait_until_ready,
+)
+from taskctl.server import migrations
+from taskctl.server.app import create_app
+from taskctl.server.database import Database
+from taskctl.server.embedded import EmbeddedPostgres
+from test_faults_database import NEVER_REPEATED, OPERATIONS, TASK, TASKS, Load, clusters, stop_database
+
+PGBOUNCER = shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
+
+pytestmark = pytest.mark.skipif(
+    not os.access(PGBOUNCER, os.X_OK), reason="there is no PgBouncer: apt-get install pgbouncer"
+)
+
+CONFIGURATION = """
+[databases]
+taskctl = host={host} port=5432 user=postgres dbname=taskctl
+
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = 3
+max_client_conn = 500
+server_login_retry = 0.2
+"""
+
+
+class Pooled(NamedTuple):
+    """A database, and the way to it through PgBouncer."""
+
+    cluster: EmbeddedPostgres
+    url: str
+
+
+@pytest.fixture(scope="module")
+def pooled() -> Iterator[Pooled]:
+    """An empty database behind a PgBouncer that has three connections for everybody."""
+    with clusters("data") as (cluster,):
+        cluster.start()
+        port = free_port()
+        # Where PostgreSQL's account may read it: PgBouncer does not run as root either.
+        configuration = cluster.data_dir / "pgbouncer.ini"
+        configuration.write_text(CONFIGURATION.format(host=cluster._socket_dir(), port=port))
+        configuration.chmod(0o644)
+        uid, gid = cluster._account() or (None, None)
+        groups = None if uid is None else []
+        log = (cluster.data_dir / "pgbouncer.log").open("wb")
+        with (
+            log,
+            subprocess.Popen(
+                [PGBOUNCER, str(configuration)], stderr=log, user=uid, group=gid, extra_groups=groups, cwd="/"
+            ) as process,
+        ):
+            url = f"postgresql://taskctl@127.0.0.1:{port}/taskctl"
+            try:
+                until(lambda: answers(url))
+                yield Pooled(cluster, url)
+            finally:
+                process.terminate()
+
+
+@pytest.fixture(scope="module")
+def migrated(pooled: Pooled) -> Pooled:
+    """The same, migrated past PgBouncer."""
+    migrations.upgrade(make_settings(pooled.url, TASKCTL_MIGRATION_DATABASE_URL=pooled.cluster.url))
+    return pooled
+
+
+def answers(url: str) -> bool:
+    """Whether a connection can be had."""
+    with contextlib.suppress(psycopg.OperationalError), psycopg.connect(url, connect_timeout=2):
+        return True
+    return False
+
+
+def test_upgrade_and_serve(
+    pooled: Pooled, launch: Callable[..., Server], fresh_home: os.PathLike[str]
+) -> None:
+    """`serve` through PgBouncer becomes ready when `db upgrade` has gone past it."""
+    variables = {
+        "TASKCTL_ENV": "test",
+        "DATABASE_URL": pooled.url,
+        "TASKCTL_MIGRATION_DATABASE_URL": pooled.cluster.url,
+        "BETTER_AUTH_SECRET": SECRET,
+    }
+    server = launch(**variables)
+    until(lambda: "schema: empty" in server.log.read_text())
+    done = taskctl("db", "upgrade", environ=bare_environ(fresh_home, **variables))  # type: ignore[arg-type]
+    assert done.code == 0, done.err
+    wait_until_ready(server)
+
+
+async def test_every_operation_through_pgbouncer(migrated: Pooled) -> None:
+    """Many connections on few sessions of PostgreSQL: every operation of two replicas works."""
+    replicas = [create_app(make_settings(migrated.url, TASKCTL_POOL_TIMEOUT="20")) for _ in range(2)]
+    async with contextlib.AsyncExitStack() as stack:
+        clients = []
+        for application in replicas:
+            await stack.enter_async_context(application.router.lifespan_context(application))
+            clients.append(await stack.enter_async_context(client_of(application)))
+
+        async def work(client: httpx.AsyncClient) -> None:
+            headers = make_user().headers
+            for _ in range(3):
+                for method, path, options in OPERATIONS + NEVER_REPEATED:
+                    mine = {**options, "headers": headers | options.get("headers", {})}
+                    answer = await client.request(method, path, **mine)
+                    assert answer.status_code < 500, answer.text
+
+        await asyncio.gather(*(work(client) for client in clients for _ in range(20)))
+
+
+async def test_nothing_stays_in_a_session(migrated: Pooled) -> None:
+    """No setting and no prepared statement is left in the sessions that PgBouncer gives to others."""
+    database = Database(make_settings(migrated.url), migrated.url)
+    await database.open()
+    try:
+        await asyncio.gather(*(database.revision() for _ in range(30)))
+        async with await psycopg.AsyncConnection.connect(
+            migrated.url, autocommit=True, prepare_threshold=None
+        ) as connection:
+            query = (
+                "SELECT current_setting('statement_timeout'), (SELECT count(*) FROM pg_prepared_statements)"
+            )
+            for _ in range(10):
+                assert await (await connection.execute(query)).fetchone() == ("0", 0)
+        assert await database.connection_shortage(1000) is None
+    finally:
+        await database.close()
+
+
+async def test_statement_timeout_through_pgbouncer(migrated: Pooled, user: User) -> None:
+    """A statement that takes too long is 503 `statement_timeout` and ended in PostgreSQL, too."""
+    application = create_app(make_settings(migrated.url, TASKCTL_STATEMENT_TIMEOUT="0.2"))
+    async with application.router.lifespan_context(application), client_of(application) as client:
+        client.headers.update(user.headers)
+        await client.post(TASKS, json={"title": "Old"})
+        async with await psycopg.AsyncConnection.connect(migrated.cluster.url) as holder:
+            await holder.execute("SELECT FROM task WHERE user_id = %s FOR UPDATE", [user.id])
+            async with asyncio.timeout(5):
+                answer = await client.patch(TASK, json={"title": "New"})
+            assert (answer.status_code, answer.json()["code"]) == (503, "statement_timeout")
+            waiting = "SELECT FROM pg_locks WHERE NOT granted"
+            with psycopg.connect(migrated.cluster.url, autocommit=True) as other:
+                until(lambda: not other.execute(waiting).fetchall())
+            assert (await client.get(TASK)).json()["title"] == "Old"
+        assert (await client.patch(TASK, json={"title": "New"})).status_code == 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["immediate", "fast"])
+async def test_restart_behind_pgbouncer(
+    migrated: Pooled, start_server: Callable[..., Server], how: str
+) -> None:
+    """PostgreSQL dies and returns behind PgBouncer: only 503, nothing acknowledged is lost or made twice."""
+    server = start_server(TASKCTL_ENV="test", DATABASE_URL=migrated.url, BETTER_AUTH_SECRET=SECRET)
+    async with Load(server.url) as load:
+        await load.more()
+        await asyncio.to_thread(stop_database, migrated.cluster, how)
+        await load.refusals()
+        await asyncio.to_thread(migrated.cluster.start)
+        await load.more()
+    load.check(migrated.cluster.url)
+    assert {status for status, _ in load.refused} == {503}
