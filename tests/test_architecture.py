@@ -68,7 +68,12 @@ def inside(modules, *names):
         ("taskctl.models", PYDANTIC, {"vocabulary"}),
         ("taskctl.quantities", set(), set()),
         ("taskctl.signing_secret", set(), {"errors", "vocabulary"}),
-        ("taskctl.config", PYDANTIC | DOTENV, {"errors", "vocabulary", "quantities", "signing_secret"}),
+        ("taskctl.setting", PYDANTIC, {"quantities"}),
+        (
+            "taskctl.config",
+            PYDANTIC | DOTENV,
+            {"errors", "vocabulary", "quantities", "setting", "signing_secret"},
+        ),
         ("taskctl.tokens", PYJWT, {"errors", "vocabulary"}),
         ("taskctl.contexts", set(), {"errors", "vocabulary"}),
         ("taskctl.answers", set(), {"errors"}),
