@@ -15,7 +15,7 @@ from taskctl.server.app import create_app
 TASKS = "/api/v1/me/tasks"
 ORIGIN = "https://app.example.com"
 
-COMMON = {"401", "403", "422", "500", "503"}
+COMMON = {"401", "403", "422", "429", "500", "503"}
 STATUSES = {
     ("get", "/api/v1/{user_id}/tasks"): COMMON | {"200", "400"},
     ("post", "/api/v1/{user_id}/tasks"): COMMON | {"201", "400", "413", "415"},

@@ -69,7 +69,12 @@ def inside(modules, *names):
         ("taskctl.quantities", set(), set()),
         ("taskctl.signing_secret", set(), {"errors", "vocabulary"}),
         ("taskctl.strict_json", set(), set()),
-        ("taskctl.config", PYDANTIC | DOTENV, {"errors", "vocabulary", "quantities", "signing_secret"}),
+        ("taskctl.setting", PYDANTIC, {"quantities"}),
+        (
+            "taskctl.config",
+            PYDANTIC | DOTENV,
+            {"errors", "vocabulary", "quantities", "setting", "signing_secret"},
+        ),
         ("taskctl.tokens", PYJWT, {"errors", "strict_json", "vocabulary"}),
         ("taskctl.contexts", set(), {"errors", "vocabulary"}),
         ("taskctl.answers", set(), {"errors"}),

@@ -54,6 +54,13 @@ def refusal(**environ):
         ("TASKCTL_POOL_TIMEOUT", 1, 1, 1),
         ("TASKCTL_STATEMENT_TIMEOUT", 5, 5, 5),
         ("TASKCTL_MAX_BODY", 262_144, 262_144, 262_144),
+        ("TASKCTL_ALLOWED_HOSTS", (), (), ()),
+        ("TASKCTL_RATE_LIMIT", "600/minute", "", "600/minute"),
+        ("TASKCTL_RATE_LIMIT_ANONYMOUS", "60/minute", "", "60/minute"),
+        ("TASKCTL_RATE_LIMIT_STORAGE", "memory://", "memory://", "memory://"),
+        ("TASKCTL_RATE_LIMIT_ON_ERROR", "memory", "memory", "memory"),
+        ("TASKCTL_METRICS", "open", "open", "off"),
+        ("TASKCTL_METRICS_TOKEN", None, None, None),
     ],
 )
 def test_defaults_follow_the_profile(name, dev, test, prod):
@@ -102,6 +109,13 @@ def test_data_directory_follows_the_platform(monkeypatch, tmp_path):
             "https://a.test,http://b.test:3000",
             ("https://a.test", "http://b.test:3000"),
         ),
+        (
+            "TASKCTL_ALLOWED_HOSTS",
+            " Tasks.example.com ,*.b.test,[::1]",
+            ("tasks.example.com", "*.b.test", "[::1]"),
+        ),
+        ("TASKCTL_RATE_LIMIT", " 10/second; 600 per 5 minutes", "10/second; 600 per 5 minutes"),
+        *((name, " ", "") for name in ("TASKCTL_RATE_LIMIT", "TASKCTL_RATE_LIMIT_ANONYMOUS")),
         ("DATABASE_URL", "postgres://h1,h2/db?target_session_attrs=read-write", ...),
         ("BETTER_AUTH_SECRET", " kept as it is, comma and all ", ...),
     ],
@@ -109,6 +123,12 @@ def test_data_directory_follows_the_platform(monkeypatch, tmp_path):
 def test_values_are_read_with_their_units(name, text, expected):
     """A value may carry a unit, stand in either case and have white space around it."""
     assert value(load(**{name: text}), name) == (text if expected is ... else expected)
+
+
+def test_metrics_for_a_token_need_one():
+    """Metrics that only a token's bearer may read are refused without the token."""
+    assert refusal(TASKCTL_METRICS="token").startswith("TASKCTL_METRICS_TOKEN is wrong")
+    assert load(TASKCTL_METRICS="token", TASKCTL_METRICS_TOKEN="x" * 16).metrics == "token"
 
 
 def test_several_previous_secrets():
@@ -134,6 +154,30 @@ WRONG = {
     "TASKCTL_POOL_TIMEOUT": ("0", "61", "-1", "1x"),
     "TASKCTL_STATEMENT_TIMEOUT": ("0", "601", "11m", "forever"),
     "TASKCTL_MAX_BODY": ("0", "1023", "101MiB", "big", "1.5", "1GiB", "-1", "1.0001KiB"),
+    "TASKCTL_ALLOWED_HOSTS": ("https://a.test", "a.test:80", "a.test/x", "*", "a*.test", "a b.test", "a..b"),
+    "TASKCTL_RATE_LIMIT": (
+        "0/minute",
+        "600",
+        "minute",
+        "600/",
+        "-1/minute",
+        "1.5/s",
+        "5/fortnight",
+        "5/0 hour",
+    ),
+    "TASKCTL_RATE_LIMIT_ANONYMOUS": ("lots", "60 a minute", "60/minute;", "9999999999/second"),
+    "TASKCTL_RATE_LIMIT_STORAGE": (
+        "disk://x",
+        "redis://",
+        "http://u:hunter2@h",
+        "memcached://h",
+        "memory",
+        "redis://h",
+        "redis://h:x",
+    ),
+    "TASKCTL_RATE_LIMIT_ON_ERROR": ("hope", "off"),
+    "TASKCTL_METRICS": ("on", "public"),
+    "TASKCTL_METRICS_TOKEN": ("hunter2", "hunter2 and some more", "hunter2-and-some-möre"),
     "BETTER_AUTH_SECRET": ("not UTF-8: hunter2 \udcff and then some more bytes",),
     "BETTER_AUTH_SECRET_PREVIOUS": ("not UTF-8: hunter2 \udcff and then some more bytes",),
 }
@@ -191,10 +235,11 @@ def test_precedence(tmp_path, layers, expected, source):
 
 @pytest.mark.parametrize("empty", ["", " ", "\t"])
 def test_empty_is_not_set(tmp_path, empty):
-    """An empty value counts as not set, in every layer and for every setting."""
+    """An empty value counts as not set, in every layer and for every setting but the rate limits."""
     env_file = tmp_path / ".env"
     env_file.write_text("TASKCTL_PORT=1\nTASKCTL_HOST=\n")
-    settings = load({"TASKCTL_PORT": empty}, env_file, **dict.fromkeys(NAMES, empty))
+    names = [name for name in NAMES if not name.startswith("TASKCTL_RATE_LIMIT")]
+    settings = load({"TASKCTL_PORT": empty}, env_file, **dict.fromkeys(names, empty))
     assert (settings.port, settings.source("TASKCTL_PORT")) == (1, ".env")
     assert [name for name in NAMES if settings.source(name) != "default"] == ["TASKCTL_PORT"]
 

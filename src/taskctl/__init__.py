@@ -6,7 +6,7 @@ The map, from what imports nothing to what imports everything:
 - `quantities`, `signing_secret`, `strict_json`: durations and sizes; weak secrets and the kept one; JSON
   from strangers (standard library).
 - `models`: what goes over the wire (pydantic).
-- `config`: the server's settings (pydantic); `contexts`: the client's (standard library).
+- `setting`, `config`: the server's settings (pydantic); `contexts`: the client's (standard library).
 - `tokens`: mint, verify and explain JWTs (PyJWT).
 - `answers`, `transport`, `client`: what an answer means, how a request is sent and repeated, and one method
   per API operation (standard library).

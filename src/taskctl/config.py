@@ -6,7 +6,8 @@
 import difflib
 import io
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -14,17 +15,26 @@ from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
-    Field,
     PrivateAttr,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 
 from taskctl.errors import SettingsInvalid
-from taskctl.quantities import seconds, size
+from taskctl.setting import (
+    Bytes,
+    Names,
+    RateLimits,
+    Seconds,
+    Secrets,
+    Switch,
+    lower,
+    read,
+    setting,
+)
 from taskctl.signing_secret import kept_secret, weak_secret
 from taskctl.vocabulary import MIN_SECRET_BYTES, Environment
 
@@ -60,68 +70,37 @@ class PreparedStatements(StrEnum):
     off = "off"
 
 
-def _comma_separated(text: str) -> tuple[str, ...]:
-    return tuple(part for part in (part.strip() for part in text.split(",")) if part)
+class Metrics(StrEnum):
+    """Who may read `/metrics`."""
+
+    off = "off"
+    open = "open"
+    token = "token"  # noqa: S105 - a word
 
 
-def _lower(text: str) -> str:
-    return text.strip().lower()
+class OnError(StrEnum):
+    """What the limiter does while its storage cannot be reached."""
+
+    memory = "memory"
+    allow = "allow"
+    deny = "deny"
 
 
-def _on_or_off(text: str) -> bool:
-    word = _lower(text)
-    if word in {"on", "true", "yes", "1"}:
-        return True
-    if word in {"off", "false", "no", "0"}:
-        return False
-    raise ValueError("neither on nor off")
-
-
-def _read(reader: Callable[[str], object]) -> BeforeValidator:
-    """Let `reader` turn a text into a value; what is no text, as a default, is one already."""
-    return BeforeValidator(lambda value: reader(value) if isinstance(value, str) else value)
-
-
-Seconds = Annotated[float, _read(seconds)]
-Bytes = Annotated[int, _read(size)]
-Names = Annotated[tuple[str, ...], _read(_comma_separated)]
-Secrets = Annotated[tuple[SecretStr, ...], _read(_comma_separated)]
-Switch = Annotated[bool, _read(_on_or_off)]
-
-
-def setting(
-    name: str,
-    default: Any,
-    *,
-    expects: str,
-    description: str,
-    shown: str | None = None,
-    within: tuple[float, float] | tuple[None, None] = (None, None),
-) -> Any:
-    """Declare a setting: its environment variable, what it expects and how its default reads."""
-    return Field(
-        default,
-        alias=name,
-        description=description,
-        ge=within[0],
-        le=within[1],
-        json_schema_extra={
-            "expects": expects,
-            "shown": shown or ("none" if default in (None, ()) else str(default)),
-        },
-    )
+_HOST = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
+_MIN_METRICS_TOKEN = 16
 
 
 class ServerSettings(BaseModel):
     """What `taskctl serve`, `db` and `token` go by.
 
     Every field is one environment variable; `.env` in the working directory may hold the same names, and
-    the environment wins. An empty value counts as not set. `repr` and `str` show no secret.
+    the environment wins. An empty value counts as not set, except for the rate limits. `repr` and `str`
+    show no secret.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True)
 
-    environment: Annotated[Environment, _read(_lower)] = setting(
+    environment: Annotated[Environment, read(lower)] = setting(
         "TASKCTL_ENV",
         Environment.dev,
         expects="dev, test or prod",
@@ -208,13 +187,13 @@ class ServerSettings(BaseModel):
         shown="on (dev, test), off (prod)",
         description="Serves `/docs`, `/redoc` and `/openapi.json`.",
     )
-    log_level: Annotated[LogLevel, _read(_lower)] = setting(
+    log_level: Annotated[LogLevel, read(lower)] = setting(
         "TASKCTL_LOG_LEVEL",
         LogLevel.info,
         expects="debug, info, warning or error",
         description="The least important event that is logged.",
     )
-    log_format: Annotated[LogFormat, _read(_lower)] = setting(
+    log_format: Annotated[LogFormat, read(lower)] = setting(
         "TASKCTL_LOG_FORMAT",
         ...,
         expects="console or json",
@@ -244,7 +223,7 @@ class ServerSettings(BaseModel):
         shown="5 s",
         description="How long a statement may run before 503 `statement_timeout`.",
     )
-    prepared_statements: Annotated[PreparedStatements, _read(_lower)] = setting(
+    prepared_statements: Annotated[PreparedStatements, read(lower)] = setting(
         "TASKCTL_PREPARED_STATEMENTS",
         PreparedStatements.auto,
         expects="auto, on or off",
@@ -257,6 +236,58 @@ class ServerSettings(BaseModel):
         within=(1024, 100 * 1024**2),
         shown="256KiB",
         description="The largest request body; beyond it 413 `body_too_large`.",
+    )
+    allowed_hosts: Names = setting(
+        "TASKCTL_ALLOWED_HOSTS",
+        (),
+        expects="comma-separated host names such as tasks.example.com or *.example.com",
+        shown="any",
+        description="Host names that requests may be addressed to, comma-separated; others get 400. "
+        "Probes and `/metrics` are exempt.",
+    )
+    rate_limit: RateLimits = setting(
+        "TASKCTL_RATE_LIMIT",
+        ...,
+        expects="a limit such as 600/minute or 10/second;600/minute, or nothing",
+        shown="600/minute; off in test",
+        description="Requests of one user, over all workers; beyond it 429 `rate_limited`. Empty: no limit.",
+        may_be_empty=True,
+    )
+    rate_limit_anonymous: RateLimits = setting(
+        "TASKCTL_RATE_LIMIT_ANONYMOUS",
+        ...,
+        expects="a limit such as 60/minute, or nothing",
+        shown="60/minute; off in test",
+        description="Requests without a good token from one address (IPv6: one /64); beyond it 429 "
+        "`rate_limited`. Empty: no limit.",
+        may_be_empty=True,
+    )
+    rate_limit_storage: SecretStr = setting(
+        "TASKCTL_RATE_LIMIT_STORAGE",
+        SecretStr("memory://"),
+        expects="memory://, redis://host:6379/0, rediss://…, valkey://… or valkeys://…",
+        shown="memory://",
+        description="Where requests are counted: `memory://` is one `serve` with all its workers; a Redis or "
+        "Valkey is shared by replicas, and needs the extra `redis`.",
+    )
+    rate_limit_on_error: Annotated[OnError, read(lower)] = setting(
+        "TASKCTL_RATE_LIMIT_ON_ERROR",
+        OnError.memory,
+        expects="memory, allow or deny",
+        description="While that storage cannot be reached: count in memory, let all pass, or answer 429.",
+    )
+    metrics: Annotated[Metrics, read(lower)] = setting(
+        "TASKCTL_METRICS",
+        ...,
+        expects="off, open or token",
+        shown="open (dev, test), off (prod)",
+        description="Who may read `/metrics`: nobody, anybody, or who sends `TASKCTL_METRICS_TOKEN`.",
+    )
+    metrics_token: SecretStr | None = setting(
+        "TASKCTL_METRICS_TOKEN",
+        None,
+        expects=f"at least {_MIN_METRICS_TOKEN} visible ASCII characters",
+        description="The bearer token for `/metrics`, where `TASKCTL_METRICS` is `token`.",
     )
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -296,6 +327,38 @@ class ServerSettings(BaseModel):
                 raise ValueError("not an origin: scheme, host and port, with no path")
         return origins
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        hosts = tuple(host.lower() for host in hosts)
+        if not all(_HOST.fullmatch(host) for host in hosts):
+            raise ValueError("not host names: no scheme, port or path, and * only in front")
+        return hosts
+
+    @field_validator("rate_limit_storage")
+    @classmethod
+    def _storage(cls, url: SecretStr) -> SecretStr:
+        if url.get_secret_value() == "memory://":
+            return url
+        try:
+            parts = urlsplit(url.get_secret_value())
+            known = parts.scheme in {"redis", "rediss", "valkey", "valkeys"} and parts.hostname and parts.port
+        except ValueError:
+            known = False
+        if not known:
+            raise ValueError("not a storage that this server has, with host and port")
+        return url
+
+    @field_validator("metrics_token")
+    @classmethod
+    def _metrics_token(cls, token: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if token is None:
+            if info.data.get("metrics") is Metrics.token:
+                raise ValueError("it is not set, and TASKCTL_METRICS is token")
+        elif not re.fullmatch(rf"[!-~]{{{_MIN_METRICS_TOKEN},}}", token.get_secret_value()):
+            raise ValueError("too short, or with a space or another character that is not visible ASCII")
+        return token
+
     @classmethod
     def load(
         cls,
@@ -321,10 +384,11 @@ class ServerSettings(BaseModel):
             "environment": os.environ if environ is None else environ,
             "flag": flags or {},
         }
-        names = {str(field.alias) for field in cls.model_fields.values()}
+        fields = {str(field.alias): field.json_schema_extra for field in cls.model_fields.values()}
         for source, layer in layers.items():
-            for name in names & layer.keys():
-                if layer[name].strip():
+            for name in fields.keys() & layer.keys():
+                extra = fields[name]
+                if layer[name].strip() or (isinstance(extra, dict) and extra["may_be_empty"]):
                     values[name], sources[name] = layer[name], source
         environment = values.get("TASKCTL_ENV", "dev").strip().lower()
         try:
@@ -332,7 +396,7 @@ class ServerSettings(BaseModel):
         except ValidationError as error:
             raise SettingsInvalid("; ".join(_explain(cls, error))) from None
         settings._sources.update(sources)  # noqa: SLF001 - its own
-        given = set().union(*layers.values()) - names - CLIENT_VARIABLES
+        given = set().union(*layers.values()) - fields.keys() - CLIENT_VARIABLES
         settings._unknown.extend(sorted(name for name in given if name.startswith(_OURS)))  # noqa: SLF001
         return settings
 
@@ -416,11 +480,15 @@ def default_data_dir() -> Path:
 
 def _profile(environment: str) -> dict[str, Any]:
     production = environment == Environment.prod
+    limited = environment != Environment.test
     return {
         "TASKCTL_DATA_DIR": default_data_dir(),
         "TASKCTL_HOST": "0.0.0.0" if production else "127.0.0.1",  # noqa: S104 - a container's port
         "TASKCTL_DOCS": not production,
         "TASKCTL_LOG_FORMAT": LogFormat.json if production else LogFormat.console,
+        "TASKCTL_METRICS": Metrics.off if production else Metrics.open,
+        "TASKCTL_RATE_LIMIT": "600/minute" if limited else "",
+        "TASKCTL_RATE_LIMIT_ANONYMOUS": "60/minute" if limited else "",
     }
 
 
@@ -454,6 +522,8 @@ def _explain(settings: type[ServerSettings], error: ValidationError) -> list[str
     sentences = []
     for problem in error.errors(include_url=False, include_input=False, include_context=False):
         name = str(problem["loc"][0])
+        if name in settings.model_fields:  # a default that is wrong goes by the field's name
+            name = str(settings.model_fields[name].alias)
         reason = problem["msg"].removeprefix("Value error, ")
         reason = reason[0].lower() + reason[1:]
         sentences.append(f"{name} is wrong ({reason}): it takes {expected.get(name, 'another value')}")

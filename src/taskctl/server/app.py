@@ -1,5 +1,6 @@
 """Putting the server together: settings in, an ASGI application out."""
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
@@ -9,10 +10,14 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from taskctl import __version__
+from taskctl.config import Metrics as MetricsAccess
 from taskctl.config import ServerSettings
 from taskctl.errors import SettingsInvalid
 from taskctl.server.database import Database, check_url
-from taskctl.server.middleware import Cors, Envelope, Problems
+from taskctl.server.limits import Limiter
+from taskctl.server.metrics import SAMPLING_SECONDS, Metrics, shared_directory
+from taskctl.server.middleware import Cors, Envelope, Hosts, Problems
+from taskctl.server.routes import metrics as metrics_route
 from taskctl.server.routes import pages, probes, tasks
 from taskctl.server.routing import Service
 from taskctl.tokens import create_verifier
@@ -24,12 +29,14 @@ class Application(FastAPI):
     """FastAPI with this service's own middleware in place of Starlette's and an exact OpenAPI document."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Envelope, CORS where origins are allowed, problems, router: nothing else runs per request."""
+        """Envelope, hosts and CORS where they are set, problems, router: nothing else runs per request."""
         service: Service = self.state.service
         app: ASGIApp = Problems(self.router, self.routes)
         if service.settings.cors_origins:
             app = Cors(app, service.settings.cors_origins)
-        return Envelope(app)
+        if service.settings.allowed_hosts:
+            app = Hosts(app, service.settings.allowed_hosts)
+        return Envelope(app, service.metrics, service.limiter.policy)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document; errors are `application/problem+json`, which FastAPI cannot be told."""
@@ -56,19 +63,27 @@ def create_app(settings: ServerSettings) -> Application:
     if settings.database_url is None:
         raise SettingsInvalid("DATABASE_URL is not set")
     check_url(settings.database_url.get_secret_value())
+    database = Database(settings, settings.database_url.get_secret_value())
+    metrics = None if settings.metrics is MetricsAccess.off else Metrics(database.pool_use)
     service = Service(
         settings=settings,
-        database=Database(settings, settings.database_url.get_secret_value()),
+        database=database,
         verifier=create_verifier(settings),
+        limiter=_create_limiter(settings, metrics),
+        metrics=metrics,
         started=time.monotonic(),
     )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.database.open()
+        sampling = asyncio.create_task(_sample(metrics)) if metrics is not None and metrics.shared else None
         try:
             yield
         finally:
+            if sampling is not None:
+                sampling.cancel()
+            await service.limiter.close()
             await service.database.close()
 
     app = Application(
@@ -85,7 +100,27 @@ def create_app(settings: ServerSettings) -> Application:
     # Added as they are rather than included: an included router matches each request twice.
     for router in (tasks.router, probes.router):
         app.router.routes.extend(router.routes)
+    if metrics is not None:
+        metrics_route.add_metrics(app)
     pages.add_error_pages(app)
     if settings.docs:
         pages.add_documentation(app)
     return app
+
+
+def _create_limiter(settings: ServerSettings, metrics: Metrics | None) -> Limiter:
+    if metrics is None:
+        return Limiter(settings, shared_directory())
+    return Limiter(
+        settings,
+        shared_directory(),
+        decided=metrics.decided,
+        storage_failed=metrics.storage_failed,
+    )
+
+
+async def _sample(metrics: Metrics) -> None:
+    """Keep the gauges of this worker fresh for the worker that is asked for them."""
+    while True:
+        metrics.sample()
+        await asyncio.sleep(SAMPLING_SECONDS)

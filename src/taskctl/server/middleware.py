@@ -1,6 +1,6 @@
 """What surrounds every request, as plain ASGI: its id, its time, its line in the log, and errors as problems.
 
-Envelope ── (CORS) ── Problems ── router
+Envelope ── (Hosts) ── (CORS) ── Problems ── router
 """
 
 import itertools
@@ -8,7 +8,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -30,11 +30,13 @@ from taskctl.errors import (
     Unauthenticated,
     Unavailable,
 )
-from taskctl.server.routing import Exchange, challenge
+from taskctl.server.metrics import Metrics
+from taskctl.server.routing import Exchange, challenge, client_address
 
 log: Any = structlog.get_logger()
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_PORT = re.compile(r":[0-9]*\Z")
 _PROCESS = secrets.token_hex(12)
 _requests = itertools.count(1)
 """A request's id is the process's random part and a count: unique, and free of a system call each."""
@@ -52,6 +54,8 @@ _RESPONSE_HEADERS = (
     "Idempotency-Replayed",
     "Link",
     "Location",
+    "RateLimit",
+    "RateLimit-Policy",
     "Retry-After",
     "Server-Timing",
     "X-Request-ID",
@@ -62,14 +66,20 @@ _CLIENT_CLOSED_REQUEST = 499
 """What the log has for a client that went away; nothing was sent."""
 
 
+_ANY_HOST = frozenset({"/livez", "/readyz", "/metrics"})
+"""Probes and Prometheus ask an address, not a name."""
+
+
 class Envelope:
-    """Gives each request an id, its answer the headers that all answers have, and the log one event.
+    """Gives each request an id, its answer the headers that all have, and log and metrics one event.
 
     HEAD is answered as GET is, without the body (RFC 9110, section 9.3.2).
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics | None, rate_limit_policy: str) -> None:
         self._app = app
+        self._metrics = metrics
+        self._policy = rate_limit_policy.encode("ascii")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
@@ -83,7 +93,7 @@ class Envelope:
             nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *_common_headers(scope, exchange)]
+                message["headers"] = [*message["headers"], *self._headers(scope, exchange)]
             elif scope["method"] == "HEAD":
                 message["body"] = b""
             else:
@@ -91,10 +101,63 @@ class Envelope:
             await send(message)
 
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        metrics = self._metrics
+        if metrics is not None:
+            metrics.in_flight += 1
         try:
             await self._app(inner, receive, answer)
         finally:
-            _log_request(scope, inner, exchange, status, size)
+            seconds = time.perf_counter() - exchange.started
+            route = getattr(inner.get("route"), "path", None)
+            if metrics is not None:
+                metrics.in_flight -= 1
+                metrics.request_ended(scope["method"], route, status, seconds)
+            _log_request(scope, exchange, route=route, status=status, size=size, seconds=seconds)
+
+    def _headers(self, scope: Scope, exchange: Exchange) -> list[tuple[bytes, bytes]]:
+        timing = f"total;dur={(time.perf_counter() - exchange.started) * 1000:.2f}"
+        if exchange.database_seconds is not None:
+            timing += f", db;dur={exchange.database_seconds * 1000:.2f}"
+        headers = [
+            (b"x-request-id", exchange.request_id.encode("ascii")),
+            (b"server-timing", timing.encode("ascii")),
+            (b"x-content-type-options", b"nosniff"),
+        ]
+        if exchange.rate_limit is not None:
+            headers.append((b"ratelimit-policy", self._policy))
+            headers.append((b"ratelimit", exchange.rate_limit.encode("ascii")))
+        if scope["path"].startswith("/api"):
+            headers.append((b"cache-control", b"no-store"))
+        return headers
+
+
+class Hosts:
+    """Refuses requests to names that are not this server's: DNS rebinding, poisoned links and caches.
+
+    Args:
+        app: what the others reach.
+        allowed: lower-case names; `*.` in front stands for everything below.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
+        self._app = app
+        self._names = frozenset(name for name in allowed if not name.startswith("*"))
+        self._below = tuple(name[1:] for name in allowed if name.startswith("*"))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        if scope["type"] == "http" and scope["path"] not in _ANY_HOST and not self._allows(scope):
+            refusal = BadRequest("The Host header names no host of this server; see TASKCTL_ALLOWED_HOSTS.")
+            await problem_response(refusal, scope)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _allows(self, scope: Scope) -> bool:
+        sent = [value for name, value in scope["headers"] if name == b"host"]
+        if len(sent) != 1:
+            return False
+        name = _PORT.sub("", sent[0].decode("latin-1").lower())
+        return name in self._names or name.endswith(self._below)
 
 
 class Problems:
@@ -206,31 +269,19 @@ def _request_id(scope: Scope) -> str:
     return f"{_PROCESS}{next(_requests):08x}"
 
 
-def _common_headers(scope: Scope, exchange: Exchange) -> list[tuple[bytes, bytes]]:
-    timing = f"total;dur={(time.perf_counter() - exchange.started) * 1000:.2f}"
-    if exchange.database_seconds is not None:
-        timing += f", db;dur={exchange.database_seconds * 1000:.2f}"
-    headers = [
-        (b"x-request-id", exchange.request_id.encode("ascii")),
-        (b"server-timing", timing.encode("ascii")),
-    ]
-    if scope["path"].startswith("/api"):
-        headers.append((b"cache-control", b"no-store"))
-    return headers
-
-
-def _log_request(scope: Scope, routed: Mapping[str, Any], exchange: Exchange, status: int, size: int) -> None:
+def _log_request(
+    scope: Scope, exchange: Exchange, *, route: str | None, status: int, size: int, seconds: float
+) -> None:
     database = exchange.database_seconds
-    client = scope.get("client")
     log.info(
         "request",
         request_id=exchange.request_id,
         user_id=exchange.user_id,
         method=scope["method"],
-        route=getattr(routed.get("route"), "path", None),
+        route=route,
         status=status,
-        duration_ms=round((time.perf_counter() - exchange.started) * 1000, 2),
+        duration_ms=round(seconds * 1000, 2),
         db_ms=None if database is None else round(database * 1000, 2),
         bytes=size,
-        client=client[0] if client else None,
+        client=client_address(scope),
     )

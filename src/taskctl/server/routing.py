@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 from urllib.parse import parse_qsl
 
+import structlog
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
@@ -26,16 +27,23 @@ from taskctl.config import ServerSettings
 from taskctl.errors import (
     BadRequest,
     BodyTooLarge,
+    Forbidden,
     InsufficientScope,
     NotYourTasks,
     TokenMalformed,
     TokenMissing,
+    Unauthenticated,
+    Unavailable,
     UnsupportedMediaType,
     ValidationFailed,
 )
 from taskctl.server.database import Database, Row
+from taskctl.server.limits import Limiter
+from taskctl.server.metrics import Metrics
 from taskctl.server.queries import Statement
-from taskctl.tokens import Identity, Verifier
+from taskctl.tokens import Identity, Verifier, shorten
+
+log: Any = structlog.get_logger()
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -44,6 +52,7 @@ _MESSAGES = {"extra_forbidden": "There is nothing of this name.", "missing": "Th
 """Said in place of pydantic's own words."""
 
 _READING = frozenset({"GET", "HEAD"})
+_SIMPLE = re.compile(r"[ -~]{0,64}")
 _TASK_ID = re.compile(r"[1-9][0-9]{0,18}")
 _ERRORS_MAX = 20
 """How many of the things that are wrong an answer lists; the detail counts the rest."""
@@ -59,6 +68,9 @@ class Service:
     settings: ServerSettings
     database: Database
     verifier: Verifier
+    limiter: Limiter
+    metrics: Metrics | None
+    """None where they are off."""
     started: float
     """`time.monotonic()` when the process started to serve."""
 
@@ -66,13 +78,15 @@ class Service:
 class Exchange:
     """What is known of one request for its answer's headers and its line in the log."""
 
-    __slots__ = ("database_seconds", "request_id", "started", "user_id")
+    __slots__ = ("database_seconds", "rate_limit", "request_id", "started", "user_id")
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.started = time.perf_counter()
         self.database_seconds: float | None = None
         self.user_id: str | None = None
+        self.rate_limit: str | None = None
+        """The `RateLimit` header."""
 
 
 class Call(Request):
@@ -100,13 +114,20 @@ class Call(Request):
     async def fetch(self, statement: Statement, **parameters: Any) -> Row | None:
         """Run a statement for this user; raises as `Database.fetch`. Its time goes into `Server-Timing`."""
         exchange: Exchange = self.scope["taskctl.exchange"]
+        service = self.service
+        metrics = service.metrics
         started = time.perf_counter()
         try:
-            return await self.service.database.fetch(
-                statement, {"user_id": self.identity.user_id, **parameters}
-            )
+            return await service.database.fetch(statement, {"user_id": self.identity.user_id, **parameters})
+        except Unavailable as error:
+            if metrics is not None:
+                metrics.statement_failed(statement.name, error.code)
+            raise
         finally:
-            exchange.database_seconds = (exchange.database_seconds or 0) + time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            exchange.database_seconds = (exchange.database_seconds or 0) + seconds
+            if metrics is not None:
+                metrics.statement_ended(statement.name, seconds)
 
 
 class PublicRoute(APIRoute):
@@ -151,7 +172,12 @@ class TaskRoute(PublicRoute):
     async def respond(self, call: Call) -> Response:
         """Answer one request, or raise what is wrong with it."""
         path = call.path_params
-        call.identity = self._authorize(call, path["user_id"])
+        call.identity = identity = await _authenticate(call)
+        try:
+            self._authorize(identity, path["user_id"])
+        except Forbidden as error:
+            _log_refusal(call, error, sub=identity.user_id)
+            raise
         content = await self._read(call) if self._body else b""
         arguments: dict[str, Any] = {}
         errors: list[dict[str, Any]] = []
@@ -174,9 +200,7 @@ class TaskRoute(PublicRoute):
         response: Response = await self.endpoint(call, **arguments)
         return response
 
-    def _authorize(self, call: Call, owner: str) -> Identity:
-        identity = call.service.verifier.verify(_bearer_token(call))
-        call.scope["taskctl.exchange"].user_id = identity.user_id
+    def _authorize(self, identity: Identity, owner: str) -> None:
         if owner not in ("me", identity.user_id):
             raise NotYourTasks
         if self._scope not in identity.scopes:
@@ -184,7 +208,6 @@ class TaskRoute(PublicRoute):
                 f"The token's scope does not include {self._scope}.",
                 headers={"WWW-Authenticate": challenge("insufficient_scope", scope=self._scope)},
             )
-        return identity
 
     async def _read(self, call: Call) -> bytes:
         """The body, once its media type is known to be good."""
@@ -234,7 +257,63 @@ def _model(parameter: inspect.Parameter | None) -> type[BaseModel] | None:
     return next(each for each in candidates if inspect.isclass(each) and issubclass(each, BaseModel))
 
 
-def _bearer_token(call: Call) -> str:
+async def _authenticate(call: Call) -> Identity:
+    """Who sends this, once the limits allow it; a request without a good token counts for its address."""
+    service = call.service
+    token = ""
+    try:
+        token = bearer_token(call)
+        identity = service.verifier.verify(token)
+    except Unauthenticated as error:
+        if service.metrics is not None:
+            service.metrics.authenticated(error.code)
+        _log_refusal(call, error, **_unverified(service.verifier, token))
+        await service.limiter.refuse(client_address(call.scope))
+        raise
+    if service.metrics is not None:
+        service.metrics.authenticated("accepted")
+    exchange: Exchange = call.scope["taskctl.exchange"]
+    exchange.user_id = identity.user_id
+    exchange.rate_limit = await service.limiter.admit(identity.user_id)
+    return identity
+
+
+def _log_refusal(call: Call, error: Unauthenticated | Forbidden, **claims: str | None) -> None:
+    """The event of a refusal. An acceptance is told by the `user_id` of the event of the request."""
+    log.info(
+        "auth_refused",
+        request_id=call.scope["taskctl.exchange"].request_id,
+        code=error.code,
+        client=client_address(call.scope),
+        **claims,
+    )
+
+
+def _unverified(verifier: Verifier, token: str) -> dict[str, str | None]:
+    """What a refused token says of itself, marked as unverified where it names somebody."""
+    if not token:
+        return {}
+    report = verifier.examine(token)
+    told = {
+        "sub_unverified": report.claims.get("sub"),
+        "kid": report.header.get("kid"),
+        "alg": report.header.get("alg"),
+    }
+    return {
+        name: value
+        if value is None or (isinstance(value, str) and _SIMPLE.fullmatch(value))
+        else shorten(value)
+        for name, value in told.items()
+    }
+
+
+def client_address(scope: Scope) -> str | None:
+    """The address that a request came from; None on a Unix socket."""
+    client = scope.get("client")
+    return client[0] if client else None
+
+
+def bearer_token(call: Call) -> str:
     """The token of the `Authorization` header (RFC 6750, section 2.1); a query string's is never read."""
     values = call.headers.getlist("authorization")
     if len(values) > 1:

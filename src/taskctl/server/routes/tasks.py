@@ -22,6 +22,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     401: {"model": Problem, "description": "No token, or not one that this server accepts."},
     403: {"model": Problem, "description": "Not your tasks, or a scope that does not allow this."},
     422: {"model": Problem, "description": "Values or parameters that are not allowed."},
+    429: {"model": Problem, "description": "Too many requests; go on after `Retry-After` seconds."},
     500: {"model": Problem, "description": "The server failed."},
     503: {"model": Problem, "description": "Try again after `Retry-After` seconds."},
 }
