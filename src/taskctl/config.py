@@ -3,6 +3,7 @@
 `ServerSettings.load()` is the only place that looks at the environment. Nothing here is a module global.
 """
 
+import ipaddress
 import os
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -178,6 +179,45 @@ class ServerSettings(BaseModel):
         within=(0, 65535),
         description="The port to listen on.",
     )
+    workers: int = setting(
+        "TASKCTL_WORKERS",
+        1,
+        expects="a whole number from 1 to 256",
+        within=(1, 256),
+        description="How many processes serve; more than one are watched over and replaced by another.",
+    )
+    trusted_proxies: Names = setting(
+        "TASKCTL_TRUSTED_PROXIES",
+        (),
+        expects="comma-separated addresses or networks such as 10.0.0.0/8, or `unix`",
+        description="Whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed: addresses and networks, "
+        "comma-separated, and `unix` for whoever connects to `--uds`.",
+    )
+    drain_delay: Seconds = setting(
+        "TASKCTL_DRAIN_DELAY",
+        ...,
+        expects="seconds from 0 to 600",
+        within=(0, 600),
+        shown="0 (dev, test), 5 s (prod)",
+        description="How long it serves on after SIGTERM, unready, before it stops listening.",
+    )
+    drain_timeout: Seconds = setting(
+        "TASKCTL_DRAIN_TIMEOUT",
+        30.0,
+        expects="seconds from 0 to 3600",
+        within=(0, 3600),
+        shown="30 s",
+        description="How long requests in flight may take after that, before 503 `shutting_down`.",
+    )
+    request_timeout: Seconds = setting(
+        "TASKCTL_REQUEST_TIMEOUT",
+        30.0,
+        expects="seconds from 0.1 to 3600",
+        within=(0.1, 3600),
+        shown="30 s",
+        description="How long a client may take to send a request, or to read some of an answer, before its "
+        "connection is closed.",
+    )
     cors_origins: Names = setting(
         "TASKCTL_CORS_ORIGINS",
         (),
@@ -271,6 +311,17 @@ class ServerSettings(BaseModel):
             ):
                 raise ValueError("not an origin: scheme, host and port, with no path")
         return origins
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            try:
+                if proxy != "unix":
+                    ipaddress.ip_network(proxy)
+            except ValueError:
+                raise ValueError("neither an address nor a network") from None
+        return proxies
 
     @classmethod
     def load(
@@ -385,6 +436,7 @@ def _profile(environment: str) -> dict[str, Any]:
     return {
         "TASKCTL_DATA_DIR": default_data_dir(),
         "TASKCTL_HOST": "0.0.0.0" if production else "127.0.0.1",  # noqa: S104 - a container's port
+        "TASKCTL_DRAIN_DELAY": 5.0 if production else 0.0,
         "TASKCTL_DOCS": not production,
         "TASKCTL_LOG_FORMAT": LogFormat.json if production else LogFormat.console,
     }

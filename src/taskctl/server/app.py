@@ -12,6 +12,7 @@ from taskctl import __version__
 from taskctl.config import ServerSettings
 from taskctl.errors import SettingsInvalid
 from taskctl.server.database import Database, check_url
+from taskctl.server.draining import Refusal
 from taskctl.server.middleware import Cors, Envelope, Problems
 from taskctl.server.routes import pages, probes, tasks
 from taskctl.server.routing import Service
@@ -24,9 +25,9 @@ class Application(FastAPI):
     """FastAPI with this service's own middleware in place of Starlette's and an exact OpenAPI document."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Envelope, CORS where origins are allowed, problems, router: nothing else runs per request."""
+        """Envelope, CORS if there are origins, problems, refusal, router: nothing else runs per request."""
         service: Service = self.state.service
-        app: ASGIApp = Problems(self.router, self.routes)
+        app: ASGIApp = Problems(Refusal(self.router, service.drain), self.routes)
         if service.settings.cors_origins:
             app = Cors(app, service.settings.cors_origins)
         return Envelope(app)

@@ -1,6 +1,6 @@
 """What surrounds every request, as plain ASGI: its id, its time, its line in the log, and errors as problems.
 
-Envelope ── (CORS) ── Problems ── router
+Envelope ── (CORS) ── Problems ── Refusal ── router
 """
 
 import itertools
