@@ -176,6 +176,7 @@ class Supervisor:
 
     async def _start(self) -> _Worker:
         ours, theirs = multiprocessing.Pipe()
+        number = self._listener.socket.fileno()  # we may have closed our copy before theirs is there
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -183,7 +184,7 @@ class Supervisor:
                 "-m",
                 "taskctl.server.worker",
                 str(theirs.fileno()),
-                pass_fds=(theirs.fileno(), self._listener.socket.fileno()),
+                pass_fds=(theirs.fileno(), number),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # the terminal's Ctrl-C is for us alone
             )
@@ -191,8 +192,7 @@ class Supervisor:
         self._workers.add(worker)
         asyncio.get_running_loop().add_reader(ours.fileno(), self._hear, worker)
         with contextlib.suppress(OSError):
-            listener = self._listener
-            ours.send((self._settings, listener.socket.fileno(), listener.ours, listener.inode))
+            ours.send((self._settings, number, self._listener.ours, self._listener.inode))
         if self._ending():
             worker.tell(DRAIN)
         return worker
