@@ -164,6 +164,24 @@ def test_ten_at_once_migrate_once(launch, empty_database):
     assert [logs.count(f"'{number} ") for number in ("0001", "0002")] == [1, 1]
 
 
+def test_workers_started_before_their_database(launch, fresh_home, user):
+    """Without a database yet the workers live, unready; once it is there, it is migrated and served."""
+    embedded = embedded_in(fresh_home)
+    port = str(free_port())
+    address = f"http://127.0.0.1:{port}"
+    server = launch("--port", port, "--workers", "2", "--migrate", **variables(embedded.url))
+    until(lambda: server.log.read_text().count("worker_serving") == 2)
+    assert httpx.get(f"{address}/livez").status_code == 200
+    assert httpx.get(f"{address}/readyz", timeout=10).status_code == 503
+    with embedded:
+        wait_until_ready(server)
+        assert httpx.get(server.url + TASKS, headers=user.headers).status_code == 200
+        assert stop(server) == 0
+    log = server.log.read_text()
+    assert log.count("waiting_for_database") <= 1
+    assert "Traceback" not in log
+
+
 def test_reload_is_for_development(tmp_path, database_url):
     """`--reload` elsewhere is a mistake in the command line."""
     done = taskctl("serve", "--reload", environ=bare_environ(tmp_path, **variables(database_url)))
