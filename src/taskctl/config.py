@@ -5,6 +5,7 @@
 
 import difflib
 import io
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -173,6 +174,45 @@ class ServerSettings(BaseModel):
         expects="a port from 0 to 65535 (0: any free one)",
         within=(0, 65535),
         description="The port to listen on.",
+    )
+    workers: int = setting(
+        "TASKCTL_WORKERS",
+        1,
+        expects="a whole number from 1 to 256",
+        within=(1, 256),
+        description="How many processes serve; more than one are watched over and replaced by another.",
+    )
+    trusted_proxies: Names = setting(
+        "TASKCTL_TRUSTED_PROXIES",
+        (),
+        expects="comma-separated addresses or networks such as 10.0.0.0/8, or `unix`",
+        description="Whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed: addresses and networks, "
+        "comma-separated, and `unix` for whoever connects to `--uds`.",
+    )
+    drain_delay: Seconds = setting(
+        "TASKCTL_DRAIN_DELAY",
+        ...,
+        expects="seconds from 0 to 600",
+        within=(0, 600),
+        shown="0 (dev, test), 5 s (prod)",
+        description="How long it serves on after SIGTERM, unready, before it stops listening.",
+    )
+    drain_timeout: Seconds = setting(
+        "TASKCTL_DRAIN_TIMEOUT",
+        30.0,
+        expects="seconds from 0 to 3600",
+        within=(0, 3600),
+        shown="30 s",
+        description="How long requests in flight may take after that, before 503 `shutting_down`.",
+    )
+    request_timeout: Seconds = setting(
+        "TASKCTL_REQUEST_TIMEOUT",
+        30.0,
+        expects="seconds from 0.1 to 3600",
+        within=(0.1, 3600),
+        shown="30 s",
+        description="How long a client may take to send a request, or to read some of an answer, before its "
+        "connection is closed.",
     )
     cors_origins: Names = setting(
         "TASKCTL_CORS_ORIGINS",
@@ -359,6 +399,17 @@ class ServerSettings(BaseModel):
             raise ValueError("too short, or with a space or another character that is not visible ASCII")
         return token
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            try:
+                if proxy != "unix":
+                    ipaddress.ip_network(proxy)
+            except ValueError:
+                raise ValueError("neither an address nor a network") from None
+        return proxies
+
     @classmethod
     def load(
         cls,
@@ -484,6 +535,7 @@ def _profile(environment: str) -> dict[str, Any]:
     return {
         "TASKCTL_DATA_DIR": default_data_dir(),
         "TASKCTL_HOST": "0.0.0.0" if production else "127.0.0.1",  # noqa: S104 - a container's port
+        "TASKCTL_DRAIN_DELAY": 5.0 if production else 0.0,
         "TASKCTL_DOCS": not production,
         "TASKCTL_LOG_FORMAT": LogFormat.json if production else LogFormat.console,
         "TASKCTL_METRICS": Metrics.off if production else Metrics.open,

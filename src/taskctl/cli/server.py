@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -45,8 +46,20 @@ def serve(
     port: Annotated[
         int | None, typer.Option(metavar="PORT", help="The port; 0 takes a free one. [TASKCTL_PORT]")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="How many processes serve. [TASKCTL_WORKERS]")
+    ] = None,
+    uds: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Listen on a Unix socket instead of an address.")
+    ] = None,
+    fd: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Listen on a socket that is open already.")
+    ] = None,
     migrate: Annotated[
         bool, typer.Option("--migrate", help="Upgrade the schema first; development does so by itself.")
+    ] = False,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Start afresh when taskctl's code changes (development only).")
     ] = False,
 ) -> None:
     """Run the API server.
@@ -54,14 +67,30 @@ def serve(
     On an embedded PostgreSQL, unless DATABASE_URL names another.
     """
     from taskctl.config import ServerSettings
+    from taskctl.errors import UsageInvalid
+    from taskctl.vocabulary import Environment
 
-    flags = {"TASKCTL_HOST": host, "TASKCTL_PORT": None if port is None else str(port)}
-    settings = ServerSettings.load(flags={name: value for name, value in flags.items() if value is not None})
+    places = {
+        "--host or --port": (host, port) != (None, None),
+        "--uds": uds is not None,
+        "--fd": fd is not None,
+    }
+    if len(given := [name for name, is_given in places.items() if is_given]) > 1:
+        raise UsageInvalid(f"It listens in one place: give {given[0]}, or {given[1]}.")
+    flags = {"TASKCTL_HOST": host, "TASKCTL_PORT": port, "TASKCTL_WORKERS": workers}
+    settings = ServerSettings.load(
+        flags={name: str(value) for name, value in flags.items() if value is not None}
+    )
+    if reload and settings.environment is not Environment.dev:
+        raise UsageInvalid("--reload is for development: TASKCTL_ENV must be dev.")
     settings.check_database()
     settings.check_secret()
     from taskctl.server.serving import serve as run  # after the settings: a refusal comes at once
 
-    raise typer.Exit(run(settings, migrate=migrate, save_context=_save_local_context))
+    code = run(
+        settings, migrate=migrate, save_context=_save_local_context, uds=uds, descriptor=fd, reload=reload
+    )
+    raise typer.Exit(code)
 
 
 def _save_local_context(url: str, token: str) -> str:

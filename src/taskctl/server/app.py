@@ -14,6 +14,7 @@ from taskctl.config import Metrics as MetricsAccess
 from taskctl.config import ServerSettings
 from taskctl.errors import SettingsInvalid
 from taskctl.server.database import Database, check_url
+from taskctl.server.draining import Refusal
 from taskctl.server.limits import Limiter
 from taskctl.server.metrics import SAMPLING_SECONDS, Metrics, shared_directory
 from taskctl.server.middleware import Cors, Envelope, Hosts, Problems
@@ -29,9 +30,9 @@ class Application(FastAPI):
     """FastAPI with this service's own middleware in place of Starlette's and an exact OpenAPI document."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Envelope, hosts and CORS where they are set, problems, router: nothing else runs per request."""
+        """Envelope, hosts and CORS where set, problems, refusal, router: nothing else runs per request."""
         service: Service = self.state.service
-        app: ASGIApp = Problems(self.router, self.routes)
+        app: ASGIApp = Problems(Refusal(self.router, service.drain), self.routes)
         if service.settings.cors_origins:
             app = Cors(app, service.settings.cors_origins)
         if service.settings.allowed_hosts:

@@ -1,6 +1,6 @@
 """What surrounds every request, as plain ASGI: its id, its time, its line in the log, and errors as problems.
 
-Envelope ── (Hosts) ── (CORS) ── Problems ── router
+Envelope ── (Hosts) ── (CORS) ── Problems ── Refusal ── router
 """
 
 import itertools

@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_args
 from urllib.parse import parse_qsl
 
@@ -38,6 +38,7 @@ from taskctl.errors import (
     ValidationFailed,
 )
 from taskctl.server.database import Database, Row
+from taskctl.server.draining import Drain
 from taskctl.server.limits import Limiter
 from taskctl.server.metrics import Metrics
 from taskctl.server.queries import Statement
@@ -73,6 +74,7 @@ class Service:
     """None where they are off."""
     started: float
     """`time.monotonic()` when the process started to serve."""
+    drain: Drain = field(default_factory=Drain)
 
 
 class Exchange:

@@ -1,12 +1,11 @@
 """From settings to a server that listens, gets its database ready, says so, and ends when it is told to."""
 
-import asyncio
 import contextlib
+import functools
 import getpass
 import ipaddress
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,37 +13,51 @@ from types import FrameType
 from typing import Any
 
 import structlog
-import uvicorn
 
 from taskctl.config import LogFormat, ServerSettings
-from taskctl.errors import DatabaseUnavailable, LocalError, SettingsInvalid, TaskctlError
-from taskctl.server import logs, migrations
-from taskctl.server.app import Application, create_app
+from taskctl.server import listening, logs, metrics
+from taskctl.server.app import create_app
 from taskctl.server.embedded import EmbeddedPostgres
-from taskctl.server.protocol import BoundedHttpProtocol
-from taskctl.server.routes.probes import readiness
+from taskctl.server.listening import Listener
+from taskctl.server.process import Server, upgrade
+from taskctl.server.supervisor import Supervisor
 from taskctl.tokens import mint
 from taskctl.vocabulary import Environment
 
 log: Any = structlog.get_logger()
 
 _LOCAL_TOKEN_SECONDS = 30 * 86400
-_POLL_SECONDS = 0.1
-_GRACEFUL_SECONDS = 30
 
 SaveContext = Callable[[str, str], str]
 """Stores a URL and a token where the command line on this machine finds them; returns how to ask for them."""
 
 
-def serve(settings: ServerSettings, *, migrate: bool, save_context: SaveContext) -> int:
+def serve(
+    settings: ServerSettings,
+    *,
+    migrate: bool,
+    save_context: SaveContext,
+    uds: Path | None = None,
+    descriptor: int | None = None,
+    reload: bool = False,
+) -> int:
     """Serve until SIGTERM, SIGINT or SIGHUP; return the exit code.
 
     It listens at once and is ready once the database answers and its schema is as this build needs it. In
     development it upgrades the schema by itself and, bound to loopback, gives the local user a token.
 
+    Args:
+        settings: complete but for what development provides by itself.
+        migrate: upgrade the schema, also outside development.
+        save_context: where the local user's token goes.
+        uds: listen on this path instead of an address.
+        descriptor: listen on this socket, which is open already, instead of an address.
+        reload: start afresh when the package's files change.
+
     Raises:
-        LocalError: the address cannot be listened on, or the embedded PostgreSQL cannot be used.
+        LocalError: it cannot be listened there, the embedded PostgreSQL cannot be used, or no worker starts.
         SettingsInvalid: something in the settings cannot be used.
+        UsageInvalid: the descriptor is not a listening socket's.
         MigrationFailed: the schema could not be upgraded.
     """
     logs.configure(settings)
@@ -52,115 +65,51 @@ def serve(settings: ServerSettings, *, migrate: bool, save_context: SaveContext)
         log.warning("setting", detail=warning)
     settings = settings.with_kept_secret()
     development = settings.environment is Environment.dev
+    _raise_file_limit()
     with _signals() as signals, contextlib.ExitStack() as stack:
-        listener = stack.enter_context(_listen(settings.host, settings.port))
+        listener = stack.enter_context(contextlib.closing(_listen(settings, uds, descriptor)))
         where = ""
         if settings.database_url is None:
             stack.enter_context(_without_libpq_variables())
             embedded = stack.enter_context(EmbeddedPostgres(settings.data_dir))
             settings = settings.with_database(embedded.url)
             where = f"   (embedded PostgreSQL in {_short(settings.data_dir)})"
-        server = _Server(
-            create_app(settings),
-            settings,
-            listener=listener,
-            migrate=migrate or development,
-            announce=lambda url: _announce(settings, url, where, save_context),
-        )
-        signals.serving = True
-        log.info("listening", url=_url(listener))
-        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-            runner.run(server.serve(sockets=[listener]))
-        if server.failure is not None:
-            raise server.failure
+        stack.enter_context(metrics.shared(settings.workers))
+        prepare = functools.partial(upgrade, settings) if migrate or development else None
+        # The address is known now; once the drain has begun the listener may be closed.
+        announce = functools.partial(_announce, settings, listener.url, listener.host, where, save_context)
+        running: Server | Supervisor
+        if settings.workers > 1 or reload:
+            create_app(settings)  # finds what is wrong with the settings, once and here
+            running = Supervisor(settings, listener, prepare=prepare, announce=announce, reload=reload)
+        else:
+            running = Server(settings, listener, prepare=prepare, announce=announce)
+        log.info("listening", url=listener.url)
+        signals.running = running
+        running.run()
     return 128 + signal.SIGINT if signals.last == signal.SIGINT else 0
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, which after it listens gets the database ready and tells."""
-
-    def __init__(
-        self,
-        app: Application,
-        settings: ServerSettings,
-        *,
-        listener: socket.socket,
-        migrate: bool,
-        announce: Callable[[str], None],
-    ) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=BoundedHttpProtocol,
-                lifespan="on",
-                ws="none",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_graceful_shutdown=_GRACEFUL_SECONDS,
-            )
-        )
-        self.failure: TaskctlError | None = None
-        self._app = app
-        self._settings = settings
-        self._listener = listener
-        self._migrate = migrate
-        self._announce = announce
-        self._preparing: asyncio.Task[None] | None = None
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._preparing = asyncio.create_task(self._prepare())
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._preparing is not None:
-            self._preparing.cancel()
-        await super().shutdown(sockets)
-
-    async def _prepare(self) -> None:
-        """Upgrade the schema if that is asked for, wait until everything is ready, and say so."""
-        try:
-            if self._migrate:
-                await self._upgrade()
-            service = self._app.state.service
-            told = ""
-            while failed := [
-                f"{name}: {result}" for name, result in (await readiness(service)).items() if result != "ok"
-            ]:
-                if told != (told := "; ".join(failed)):
-                    log.warning("not_ready", detail=told)
-                await asyncio.sleep(_POLL_SECONDS)
-            self._announce(_url(self._listener))
-        except TaskctlError as error:
-            self.failure = error
-            self.should_exit = True
-
-    async def _upgrade(self) -> None:
-        told = False
-        while True:
-            try:
-                await asyncio.to_thread(
-                    migrations.upgrade,
-                    self._settings,
-                    report=lambda step: log.info("migrated", revision=step),
-                )
-            except DatabaseUnavailable as error:
-                if not told:
-                    log.warning("waiting_for_database", detail=error.detail)
-                    told = True
-                await asyncio.sleep(_POLL_SECONDS)
-            else:
-                return
+def _listen(settings: ServerSettings, uds: Path | None, descriptor: int | None) -> Listener:
+    if uds is None and descriptor is None:
+        descriptor = listening.activated()
+    if uds is not None:
+        listener = listening.listen_at(uds)
+    elif descriptor is not None:
+        listener = listening.adopt(descriptor)
+    else:
+        listener = listening.listen(settings.host, settings.port)
+    listener.limit_stalls(settings.request_timeout)
+    return listener
 
 
-def _announce(settings: ServerSettings, url: str, where: str, save_context: SaveContext) -> None:
+def _announce(settings: ServerSettings, url: str, host: str, where: str, save_context: SaveContext) -> None:
     if settings.log_format is LogFormat.json:
         log.info("ready", url=url)
         return
     print(f"Ready at {url}{where}", flush=True)  # noqa: T201 - what the person waits for
     secret = settings.secret
-    if settings.environment is Environment.dev and _is_loopback(settings.host) and secret is not None:
+    if settings.environment is Environment.dev and _is_loopback(host) and secret is not None:
         token = mint(
             secret.get_secret_value(), _local_user(), _LOCAL_TOKEN_SECONDS, claims=_local_claims(settings)
         )
@@ -187,27 +136,9 @@ def _local_user() -> str:
 
 def _is_loopback(host: str) -> bool:
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except socket.gaierror as error:
-        raise SettingsInvalid(f"TASKCTL_HOST is wrong: there is no address {host!r}") from error
-    except OSError as error:
-        reason = os.strerror(error.errno).lower() if error.errno else str(error)
-        raise LocalError(
-            f"Cannot listen on {host} port {port}: {reason}; --port 0 takes a free port"
-        ) from error
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _short(path: Path) -> str:
@@ -228,22 +159,21 @@ def _without_libpq_variables() -> Iterator[None]:
 
 
 class _Signals:
-    """What the process was told. Until it serves, a signal ends it; then uvicorn does, gracefully."""
+    """What the process was told. Until something runs that can end in order, a signal ends it at once."""
 
-    serving = False
+    running: Server | Supervisor | None = None
     last: int | None = None
 
-    def handle(self, number: int, _frame: FrameType | None) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
         self.last = number
-        if not self.serving:
+        if self.running is None:
             sys.exit(128 + number)
-        if number == getattr(signal, "SIGHUP", None):  # the terminal was closed
-            os.kill(os.getpid(), signal.SIGTERM)
+        self.running.handle_exit(number, frame)
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[_Signals]:
-    """Handle the signals that end a server; uvicorn raises them once more when it is done."""
+    """Handle the signals that end a server; a closed terminal's SIGHUP is one of them."""
     signals = _Signals()
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     previous = {
@@ -254,3 +184,13 @@ def _signals() -> Iterator[_Signals]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _raise_file_limit() -> None:
+    """Allow as many connections as the system does: the usual soft limit of 1024 is for select(2)."""
+    if sys.platform != "win32":
+        import resource  # noqa: PLC0415 - not on Windows
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -60,6 +60,8 @@ async def health(call: Call) -> Response:
 
 async def readiness(service: Service) -> dict[str, str]:
     """Each condition of being ready, `ok` or what keeps it from being so."""
+    if service.drain.draining:
+        return {"draining": "this server is about to end"}
     try:
         revision = await service.database.revision()
     except Unavailable as error:

@@ -1,0 +1,81 @@
+"""uvicorn's HTTP connections, bounded in the size of a request's head and in its time to arrive."""
+
+import asyncio
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+MAX_HEAD_BYTES = 64 * 1024
+"""The parser has no bound of its own for line and headers, and joins a header's pieces anew as each arrives."""
+
+UNIX = "unix"
+"""The client of a Unix socket, which has no address."""
+
+
+class Connection(HttpToolsProtocol):
+    """A connection that is closed when a request has not arrived in time, however slowly it trickles.
+
+    uvicorn closes only those that are idle after an answer. The time is for the whole request, line, headers
+    and body, and for the first one it starts with the connection.
+
+    Args:
+        request_timeout: seconds.
+    """
+
+    def __init__(self, *arguments: Any, request_timeout: float, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._request_timeout = request_timeout
+        self._arriving = True
+        self._in_head = True
+        self._head_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, and expect the first request."""
+        super().connection_made(cast("asyncio.Transport", transport))
+        self.client = self.client or (UNIX, 0)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, and expect the rest where a request is not whole and not too long."""
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("The request's headers are too large.")
+        self._watch()
+
+    def on_message_begin(self) -> None:
+        """Note that a request begins, and whether it is the connection's first."""
+        super().on_message_begin()
+        self._arriving = True
+        self._in_head, self._head_bytes = True, 0
+        cast("dict[str, Any]", self.scope)["taskctl.kept_alive"] = self.cycle is not None
+
+    def on_headers_complete(self) -> None:
+        """Note that line and headers are whole."""
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Note that the request is whole."""
+        self._arriving = False
+        super().on_message_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End, and expect nothing more."""
+        self._forget()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        answering = cycle is not None and not cycle.response_complete
+        if answering and not self._arriving:
+            self._forget()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self._request_timeout, self.transport.close)
+
+    def _forget(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
