@@ -21,6 +21,7 @@ from conftest import SECRET, free_port, make_settings, stop, until
 from conftest import Server as Started
 from taskctl.cli.root import app as command_line
 from taskctl.config import ServerSettings
+from taskctl.errors import catalogue
 from taskctl.server.app import create_app
 
 ROOT = Path(__file__).parents[1]
@@ -201,6 +202,27 @@ def test_no_secret_stands_here():
                 assert each["valueFrom"]["secretKeyRef"]["name"] == "taskctl"
     assert variables(1).keys() == {"HOME", "PATH", "PYTHONDONTWRITEBYTECODE", "TASKCTL_ENV"}
     assert not re.search(r"(?i)secret|password", DOCKERFILE.read_text(encoding="utf-8"))
+
+
+def test_the_runbook_has_every_code():
+    """docs/operations.md says for each code that has an HTTP status what to do, and names no other."""
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8").partition("## Runbook")[2]
+    rows = dict(re.findall(r"(?m)^\| `(\w+)` \| (.*) \|$", text))
+    assert rows.keys() == {error.code for error in catalogue() if error.status}
+    for error in catalogue():
+        if error.status:
+            assert rows[error.code].startswith(str(error.status)), error.code
+            assert len(rows[error.code].split(" | ")) == 3, error.code
+
+
+def test_the_events_of_the_log_exist():
+    """Each event that docs/operations.md lists is one that the server logs, at that level."""
+    text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    events = re.findall(r"(?m)^\| `(\w+)` \| (info|warning|error) \|", text)
+    source = "".join(path.read_text() for path in (ROOT / "src" / "taskctl" / "server").rglob("*.py"))
+    logged = {(event, level) for level, event in re.findall(r"log\.(\w+)\(\s*\"(\w+)\"", source)}
+    assert events
+    assert set(events) <= logged
 
 
 def test_stopping_is_given_time():
