@@ -6,7 +6,7 @@ from typing import Any, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEAD_BYTES = 64 * 1024
-"""The parser has no bound of its own for line and headers, and joins a header's pieces anew as each arrives."""
+"""The parser has no bound of its own for line and headers, and joins the pieces of a header anew."""
 
 UNIX = "unix"
 """The client of a Unix socket, which has no address."""

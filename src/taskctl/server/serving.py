@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from taskctl.config import LogFormat, ServerSettings
+from taskctl.errors import TaskctlError
 from taskctl.server import listening, logs, metrics
 from taskctl.server.app import create_app
 from taskctl.server.embedded import EmbeddedPostgres

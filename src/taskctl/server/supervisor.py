@@ -23,6 +23,7 @@ import structlog
 import taskctl
 from taskctl.config import ServerSettings
 from taskctl.errors import LocalError
+from taskctl.server import metrics
 from taskctl.server.listening import Listener
 
 log: Any = structlog.get_logger()
