@@ -69,7 +69,7 @@ def inside(modules, *names):
         ("taskctl.quantities", set(), set()),
         ("taskctl.signing_secret", set(), {"errors", "vocabulary"}),
         ("taskctl.strict_json", set(), set()),
-        ("taskctl.setting", PYDANTIC, {"quantities"}),
+        ("taskctl.setting", PYDANTIC | DOTENV, {"errors", "quantities"}),
         (
             "taskctl.config",
             PYDANTIC | DOTENV,

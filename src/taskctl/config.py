@@ -4,12 +4,10 @@
 """
 
 import difflib
-import io
 import ipaddress
 import os
 import re
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
@@ -26,66 +24,28 @@ from pydantic import (
 
 from taskctl.errors import SettingsInvalid
 from taskctl.setting import (
+    CLIENT_VARIABLES,
+    OURS,
     Bytes,
+    LogFormat,
+    LogLevel,
+    Metrics,
     Names,
+    OnError,
+    PreparedStatements,
     RateLimits,
     Seconds,
     Secrets,
     Switch,
+    default_data_dir,
+    explain,
     lower,
     read,
+    read_env_file,
     setting,
 )
 from taskctl.signing_secret import kept_secret, weak_secret
 from taskctl.vocabulary import MIN_SECRET_BYTES, Environment
-
-_OURS = ("TASKCTL_", "BETTER_AUTH_")
-
-CLIENT_VARIABLES = frozenset(
-    f"TASKCTL_{name}" for name in ("ALLOW_HTTP", "CONFIG_DIR", "CONTEXT", "SERVER", "TIMEOUT", "TOKEN")
-)
-"""What `taskctl.contexts` reads; no setting of the server."""
-
-
-class LogFormat(StrEnum):
-    """How log events are written."""
-
-    console = "console"
-    json = "json"
-
-
-class LogLevel(StrEnum):
-    """The least important event that is written."""
-
-    debug = "debug"
-    info = "info"
-    warning = "warning"
-    error = "error"
-
-
-class PreparedStatements(StrEnum):
-    """Whether statements are prepared once per connection."""
-
-    auto = "auto"
-    on = "on"
-    off = "off"
-
-
-class Metrics(StrEnum):
-    """Who may read `/metrics`."""
-
-    off = "off"
-    open = "open"
-    token = "token"  # noqa: S105 - a word
-
-
-class OnError(StrEnum):
-    """What the limiter does while its storage cannot be reached."""
-
-    memory = "memory"
-    allow = "allow"
-    deny = "deny"
-
 
 _HOST = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
 _MIN_METRICS_TOKEN = 16
@@ -431,7 +391,7 @@ class ServerSettings(BaseModel):
         values: dict[str, str] = {}
         sources: dict[str, str] = {}
         layers = {
-            ".env": _read_env_file(env_file),
+            ".env": read_env_file(env_file),
             "environment": os.environ if environ is None else environ,
             "flag": flags or {},
         }
@@ -445,10 +405,10 @@ class ServerSettings(BaseModel):
         try:
             settings = cls.model_validate(_profile(environment) | values)
         except ValidationError as error:
-            raise SettingsInvalid("; ".join(_explain(cls, error))) from None
+            raise SettingsInvalid("; ".join(explain(cls, error))) from None
         settings._sources.update(sources)  # noqa: SLF001 - its own
         given = set().union(*layers.values()) - fields.keys() - CLIENT_VARIABLES
-        settings._unknown.extend(sorted(name for name in given if name.startswith(_OURS)))  # noqa: SLF001
+        settings._unknown.extend(sorted(name for name in given if name.startswith(OURS)))  # noqa: SLF001
         return settings
 
     def source(self, name: str) -> str:
@@ -522,13 +482,6 @@ class ServerSettings(BaseModel):
         return current + [("BETTER_AUTH_SECRET_PREVIOUS", secret) for secret in self.previous_secrets]
 
 
-def default_data_dir() -> Path:
-    """The platform's data directory for taskctl (XDG on Linux)."""
-    from platformdirs import user_data_path  # noqa: PLC0415 - not needed where the setting is given
-
-    return user_data_path("taskctl", appauthor=False)
-
-
 def _profile(environment: str) -> dict[str, Any]:
     production = environment == Environment.prod
     limited = environment != Environment.test
@@ -542,41 +495,3 @@ def _profile(environment: str) -> dict[str, Any]:
         "TASKCTL_RATE_LIMIT": "600/minute" if limited else "",
         "TASKCTL_RATE_LIMIT_ANONYMOUS": "60/minute" if limited else "",
     }
-
-
-def _read_env_file(path: Path | None) -> dict[str, str]:
-    try:
-        if path is None or not path.is_file():  # a directory may be a virtual environment
-            return {}
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise SettingsInvalid(f"{path} cannot be read: {reason}") from error
-    from dotenv.parser import parse_stream  # noqa: PLC0415 - most deployments have no such file
-
-    # The parser and not dotenv_values: that passes over a line it cannot read, and replaces `$NAME`.
-    values: dict[str, str] = {}
-    for line in parse_stream(io.StringIO(text)):
-        if line.error:
-            raise SettingsInvalid(f"{path}, line {line.original.line}: this is not NAME=VALUE")
-        if line.key is not None and line.value is not None:
-            values[line.key] = line.value
-    return values
-
-
-def _explain(settings: type[ServerSettings], error: ValidationError) -> list[str]:
-    """One sentence a variable: its name, what is wrong, what would be right. Never its value."""
-    expected = {
-        str(field.alias): str(field.json_schema_extra["expects"])
-        for field in settings.model_fields.values()
-        if isinstance(field.json_schema_extra, dict)
-    }
-    sentences = []
-    for problem in error.errors(include_url=False, include_input=False, include_context=False):
-        name = str(problem["loc"][0])
-        if name in settings.model_fields:  # a default that is wrong goes by the field's name
-            name = str(settings.model_fields[name].alias)
-        reason = problem["msg"].removeprefix("Value error, ")
-        reason = reason[0].lower() + reason[1:]
-        sentences.append(f"{name} is wrong ({reason}): it takes {expected.get(name, 'another value')}")
-    return sentences

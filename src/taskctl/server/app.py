@@ -10,7 +10,6 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from taskctl import __version__
-from taskctl.config import Metrics as MetricsAccess
 from taskctl.config import ServerSettings
 from taskctl.errors import SettingsInvalid
 from taskctl.server.database import Database, check_url
@@ -21,6 +20,7 @@ from taskctl.server.middleware import Cors, Envelope, Hosts, Problems
 from taskctl.server.routes import metrics as metrics_route
 from taskctl.server.routes import pages, probes, tasks
 from taskctl.server.routing import Service
+from taskctl.setting import Metrics as MetricsAccess
 from taskctl.tokens import create_verifier
 
 _PROBLEM_TYPE = "application/problem+json"

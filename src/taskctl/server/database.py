@@ -20,9 +20,10 @@ from psycopg.adapt import Loader
 from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
-from taskctl.config import PreparedStatements, ServerSettings
+from taskctl.config import ServerSettings
 from taskctl.errors import DatabaseUnavailable, Overloaded, SettingsInvalid, StatementTimeout
 from taskctl.server.queries import CONNECTION_LIMIT, READ_REVISION, Statement
+from taskctl.setting import PreparedStatements
 
 log: Any = structlog.get_logger()
 

@@ -22,8 +22,9 @@ from limits import RateLimitItem, parse_many
 from limits.aio.storage import RedisStorage
 from limits.errors import ConfigurationError, StorageError
 
-from taskctl.config import OnError, ServerSettings
+from taskctl.config import ServerSettings
 from taskctl.errors import RateLimited, SettingsInvalid
+from taskctl.setting import OnError
 
 log: Any = structlog.get_logger()
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import structlog
 
-from taskctl.config import LogFormat, ServerSettings
+from taskctl.config import ServerSettings
+from taskctl.setting import LogFormat
 
 
 def configure(settings: ServerSettings) -> None:

@@ -153,6 +153,8 @@ class Server(uvicorn.Server):
                 if told != (told := "; ".join(failed)):
                     log.warning("not_ready", detail=told)
                 await asyncio.sleep(_POLL_SECONDS)
+            if shortage := await service.database.connection_shortage(service.settings.workers):
+                log.warning("connection_shortage", detail=shortage)
             self._announce()
         except TaskctlError as error:
             self._failure = error

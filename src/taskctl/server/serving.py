@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from taskctl.config import LogFormat, ServerSettings
+from taskctl.config import ServerSettings
 from taskctl.errors import TaskctlError
 from taskctl.server import listening, logs, metrics
 from taskctl.server.app import create_app
@@ -22,6 +22,7 @@ from taskctl.server.embedded import EmbeddedPostgres
 from taskctl.server.listening import Listener
 from taskctl.server.process import Server, upgrade
 from taskctl.server.supervisor import Supervisor
+from taskctl.setting import LogFormat
 from taskctl.tokens import mint
 from taskctl.vocabulary import Environment
 

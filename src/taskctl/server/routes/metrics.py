@@ -5,10 +5,10 @@ import hmac
 
 from fastapi import FastAPI, Response
 
-from taskctl.config import Metrics
 from taskctl.errors import TokenSignatureInvalid
 from taskctl.server.metrics import CONTENT_TYPE
 from taskctl.server.routing import Call, PublicRoute, bearer_token
+from taskctl.setting import Metrics
 
 
 def add_metrics(app: FastAPI) -> None:
