@@ -456,3 +456,17 @@ def test_a_line_of_env_file_that_says_nothing(tmp_path: Path, line: str) -> None
     file.write_text(f"TASKCTL_ENV=dev\n{line}\n")
     with pytest.raises(SettingsInvalid, match=r"\.env, line 2"):
         ServerSettings.load({}, env_file=file)
+
+
+def test_an_account_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings load without a home; only what needs the data directory says that it is missing."""
+
+    def nobody(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    settings = ServerSettings.load({}, env_file=None)
+    with pytest.raises(SettingsInvalid, match="TASKCTL_DATA_DIR is wrong"):
+        settings.with_kept_secret()

@@ -1,6 +1,7 @@
 """What a setting is: how it is declared and read, and what is said of a wrong one."""
 
 import io
+import os
 import re
 from collections.abc import Callable
 from enum import StrEnum
@@ -181,4 +182,7 @@ def default_data_dir() -> Path:
     """The platform's data directory for taskctl (XDG on Linux)."""
     from platformdirs import user_data_path  # noqa: PLC0415 - not needed where the setting is given
 
-    return user_data_path("taskctl", appauthor=False)
+    try:
+        return user_data_path("taskctl", appauthor=False)
+    except RuntimeError:  # an account without a home, as in a container: only using it is an error
+        return Path(os.devnull, "taskctl")
