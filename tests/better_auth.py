@@ -1,5 +1,6 @@
 """A real Better Auth for tests: the server in examples/better-auth, with what npm installs for it."""
 
+import fcntl
 import hashlib
 import itertools
 import os
@@ -17,6 +18,8 @@ import pytest
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "better-auth"
 PASSWORD = "a password for tests"
+DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
+"""What a program asks for that waits for its approval (RFC 8628, section 3.4)."""
 
 _numbers = itertools.count(1)
 _no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # loading everybody's certificates takes longer than a call
@@ -77,26 +80,34 @@ class BetterAuth:
         self.process.wait(timeout=30)
 
 
-def install(cache: Path) -> Path:
-    """Install the example below `cache`, unless that was done for the same lock file, and return where."""
+def install(cache: Path, place: Path) -> None:
+    """Copy the example to `place`, with the packages that it wants; they stay in `cache` for the next run."""
     if not shutil.which("node") or not shutil.which("npm"):
         missing("Node.js 20 or newer and npm are not installed (Debian: nodejs, npm)")
-    lock = hashlib.sha256((EXAMPLE / "package-lock.json").read_bytes()).hexdigest()[:12]
-    place = cache / lock
-    shutil.copytree(EXAMPLE, place, ignore=shutil.ignore_patterns("node_modules"), dirs_exist_ok=True)
-    if not (place / "installed").exists():
-        done = subprocess.run(
-            ["npm", "ci", "--no-audit", "--no-fund"],  # noqa: S607 - whichever npm this machine has
-            cwd=place,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        if done.returncode:
-            missing(f"npm ci could not install Better Auth: {done.stderr.strip()[-300:]}")
-        (place / "installed").touch()
-    return place
+    shutil.copytree(EXAMPLE, place, ignore=shutil.ignore_patterns("node_modules"))
+    packages = cache / hashlib.sha256((EXAMPLE / "package-lock.json").read_bytes()).hexdigest()[:12]
+    packages.mkdir(exist_ok=True)
+    with (packages / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (packages / "complete").exists():
+            _install_packages(packages)
+    (place / "node_modules").symlink_to(packages / "node_modules")
+
+
+def _install_packages(packages: Path) -> None:
+    for name in (".npmrc", "package.json", "package-lock.json"):
+        shutil.copy(EXAMPLE / name, packages)
+    done = subprocess.run(
+        ["npm", "ci"],  # noqa: S607 - whichever npm this machine has
+        cwd=packages,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if done.returncode:
+        missing(f"npm ci could not install Better Auth: {done.stderr.strip()[-300:]}")
+    (packages / "complete").touch()
 
 
 def start(place: Path, folder: Path, **variables: str) -> BetterAuth:

@@ -329,7 +329,8 @@ def start_better_auth(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., issuers.BetterAuth]]:
     """Start a Better Auth with the given settings; it is stopped at the end of the run."""
-    place = issuers.install(request.config.cache.mkdir("better-auth"))
+    place = tmp_path_factory.mktemp("example") / "better-auth"
+    issuers.install(request.config.cache.mkdir("better-auth"), place)
     started: list[issuers.BetterAuth] = []
 
     def start(**variables: str) -> issuers.BetterAuth:

@@ -28,7 +28,7 @@ const files = {
 };
 
 server.on("request", (request, response) => {
-  const { pathname } = new URL(request.url, url);
+  const [pathname] = request.url.split("?");
   if (pathname.startsWith(`${auth.options.basePath}/`)) return handleAuth(request, response);
   const [type, body] = files[pathname] ?? [];
   if (!type) return response.writeHead(404).end();
