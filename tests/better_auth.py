@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -46,7 +47,9 @@ class BetterAuth:
     """A running Better Auth."""
 
     url: str
-    base_path: str
+    """Its origin."""
+    path: str
+    """Where its routes begin."""
     process: subprocess.Popen[bytes]
     log: Path
     """What it wrote, the links of its mails among it."""
@@ -54,7 +57,7 @@ class BetterAuth:
     def ask(self, method: str, path: str, session: str = "", **options: Any) -> httpx.Response:
         """Call one of its routes, as a program with this session token would; options as httpx has them."""
         headers = {"Authorization": f"Bearer {session}"} if session else {}
-        url = f"{self.url}{self.base_path}{path}"
+        url = f"{self.url}{self.path}{path}"
         return httpx.request(method, url, headers=headers, trust_env=False, verify=_no_tls, **options)
 
     def sign_up(self) -> Account:
@@ -129,4 +132,5 @@ def start(place: Path, folder: Path, **variables: str) -> BetterAuth:
             process.wait()
             raise AssertionError(f"Better Auth was not ready: {log.read_text()}")
         time.sleep(0.01)
-    return BetterAuth(ready[1], variables.get("AUTH_BASE_PATH", "/api/auth"), process, log)
+    path = urlsplit(variables.get("BETTER_AUTH_URL", "")).path
+    return BetterAuth(ready[1], path or "/api/auth", process, log)

@@ -10,7 +10,6 @@ const seconds = (text) => (text ? Number(text) : undefined);
 export function createAuth(url, env) {
   return betterAuth({
     baseURL: url,
-    basePath: env.AUTH_BASE_PATH || "/api/auth",
     secret: env.BETTER_AUTH_SECRET,
     database: memoryAdapter({ user: [], session: [], account: [], verification: [], jwks: [], deviceCode: [] }),
     emailAndPassword: { enabled: true },

@@ -11,35 +11,40 @@ const env = { BETTER_AUTH_SECRET: randomBytes(32).toString("base64"), ...process
 const host = env.HOST || "127.0.0.1";
 const taskctl = env.TASKCTL_URL || "http://127.0.0.1:8000";
 
+const file = (name) => readFile(new URL(`public/${name}`, import.meta.url));
+const [html, css, js] = await Promise.all(["page.html", "page.css", "page.js"].map(file));
+
 const server = createServer();
 server.listen(Number(env.PORT || 3000), host);
 await once(server, "listening");
-const url = env.BETTER_AUTH_URL || `http://${host}:${server.address().port}`;
-const auth = createAuth(url, env);
-const handleAuth = toNodeHandler(auth);
+const url = new URL(env.BETTER_AUTH_URL || `http://${host}:${server.address().port}`);
+// A path in this URL is where Better Auth's routes begin.
+if (url.pathname === "/") url.pathname = "/api/auth";
+const handleAuth = toNodeHandler(createAuth(url.href, env));
 
-const file = (name) => readFile(new URL(`public/${name}`, import.meta.url));
 const files = {
-  "/": ["text/html; charset=utf-8", await file("page.html")],
-  "/device": ["text/html; charset=utf-8", await file("page.html")],
-  "/page.css": ["text/css; charset=utf-8", await file("page.css")],
-  "/page.js": ["text/javascript; charset=utf-8", await file("page.js")],
-  "/config.json": ["application/json", JSON.stringify({ auth: auth.options.basePath, taskctl })],
+  "/": ["text/html; charset=utf-8", html],
+  "/device": ["text/html; charset=utf-8", html],
+  "/page.css": ["text/css; charset=utf-8", css],
+  "/page.js": ["text/javascript; charset=utf-8", js],
+  "/config.json": ["application/json", JSON.stringify({ auth: url.pathname, taskctl })],
 };
+const policy =
+  `default-src 'self'; connect-src 'self' ${new URL(taskctl).origin}; img-src data:; frame-ancestors 'none'`;
 
 server.on("request", (request, response) => {
-  const [pathname] = request.url.split("?");
-  if (pathname.startsWith(`${auth.options.basePath}/`)) return handleAuth(request, response);
-  const [type, body] = files[pathname] ?? [];
+  const [path] = request.url.split("?");
+  if (path.startsWith(`${url.pathname}/`)) return handleAuth(request, response);
+  const [type, body] = files[path] ?? [];
   if (!type) return response.writeHead(404).end();
   response.writeHead(200, {
     "Content-Type": type,
-    "Content-Security-Policy": `default-src 'self'; connect-src 'self' ${new URL(taskctl).origin}; img-src data:; frame-ancestors 'none'`,
+    "Content-Security-Policy": policy,
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
   });
   response.end(body);
 });
 
-console.log(`Ready at ${url}`);
+console.log(`Ready at ${url.origin}`);
 for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => process.exit());
