@@ -30,7 +30,7 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 
 PYDANTIC = {"pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection"}
 DOTENV = {"dotenv", "platformdirs"}
-PYJWT = {"jwt", "cryptography", "cffi", "_cffi_backend"}
+PYJWT = {"jwt", "cryptography", "cffi", "_cffi_backend", "_openssl"}
 CLIENT = {f"taskctl.{name}" for name in ("answers", "transport", "client", "contexts")}
 ORM = {"sqlalchemy", "sqlmodel", "alembic"}
 HTTP = {"fastapi", "starlette", "uvicorn"}
@@ -73,9 +73,11 @@ def inside(modules, *names):
         (
             "taskctl.config",
             PYDANTIC | DOTENV,
-            {"errors", "vocabulary", "quantities", "setting", "signing_secret"},
+            {"errors", "vocabulary", "quantities", "setting", "signing_secret", "trust"},
         ),
-        ("taskctl.tokens", PYJWT, {"errors", "strict_json", "vocabulary"}),
+        ("taskctl.jws", set(), {"errors", "strict_json"}),
+        ("taskctl.jwks", PYJWT, {"strict_json"}),
+        ("taskctl.tokens", PYJWT, {"errors", "jwks", "jws", "strict_json", "vocabulary"}),
         ("taskctl.contexts", set(), {"errors", "vocabulary"}),
         ("taskctl.answers", set(), {"errors"}),
         ("taskctl.transport", set(), {"answers", "contexts", "errors", "vocabulary"}),
