@@ -23,6 +23,7 @@ import psycopg
 import pytest
 from fastapi import FastAPI
 
+import better_auth as issuers
 from taskctl.config import ServerSettings
 from taskctl.server import migrations
 from taskctl.server.app import create_app
@@ -321,3 +322,40 @@ def home() -> Iterator[Path]:
 def server(start_server: Callable[..., Server], database_url: str) -> Server:
     """A running server that all tests share."""
     return start_server(TASKCTL_ENV="test", DATABASE_URL=database_url, BETTER_AUTH_SECRET=SECRET)
+
+
+@pytest.fixture(scope="session")
+def start_better_auth(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., issuers.BetterAuth]]:
+    """Start a Better Auth with the given settings; it is stopped at the end of the run."""
+    place = tmp_path_factory.mktemp("example") / "better-auth"
+    issuers.install(request.config.cache.mkdir("better-auth"), place)
+    started: list[issuers.BetterAuth] = []
+
+    def start(**variables: str) -> issuers.BetterAuth:
+        started.append(issuers.start(place, tmp_path_factory.mktemp("better-auth"), **variables))
+        return started[-1]
+
+    yield start
+    for issuer in started:
+        issuer.stop()
+
+
+@pytest.fixture(scope="session")
+def better_auth_pair(
+    start_better_auth: Callable[..., issuers.BetterAuth],
+    start_server: Callable[..., Server],
+    database_url: str,
+) -> tuple[issuers.BetterAuth, Server]:
+    """A Better Auth and a `taskctl serve` that know each other, as the example's README starts them."""
+    port = str(free_port())
+    issuer = start_better_auth(TASKCTL_URL=f"http://127.0.0.1:{port}", DEVICE_INTERVAL="1s")
+    trusting = start_server(
+        TASKCTL_ENV="test",
+        TASKCTL_PORT=port,
+        DATABASE_URL=database_url,
+        BETTER_AUTH_URL=issuer.url,
+        TASKCTL_CORS_ORIGINS=issuer.url,
+    )
+    return issuer, trusting

@@ -1,298 +1,285 @@
-"""`taskctl.better_auth` against a real socket that answers by a script, for what a real one rarely says."""
+"""Real tokens: what Better Auth issues, and what a `taskctl serve` that trusts it makes of that."""
 
-import contextlib
-import math
-from collections.abc import Iterator
+import re
+import ssl
+import uuid
+from urllib.parse import parse_qs, urlsplit
 
+import httpx
+import jwt
 import pytest
 
-from taskctl import errors
-from taskctl.better_auth import BetterAuth
-from test_client import FakeTime, Scripted, http, ok, problem
+from better_auth import DEVICE_GRANT, PASSWORD
+from conftest import SECRET, free_port, until
+from taskctl.tokens import mint
 
-CODE = {
-    "device_code": "device-secret",
-    "user_code": "ABCD-1234",
-    "verification_uri": "https://app.example.com/device",
-    "verification_uri_complete": "https://app.example.com/device?user_code=ABCD-1234",
-    "expires_in": 1800,
-    "interval": 5,
-}
+TASKS = "/api/v1/me/tasks"
+
+_no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
-def oauth(error: str, status: int = 400, words: str = "Words") -> bytes:
-    """A refusal as OAuth has it."""
-    return ok({"error": error, "error_description": words}, status)
+def ask(server, token, method="GET", path=TASKS, **options):
+    """Call the API with a token."""
+    headers = {"Authorization": f"Bearer {token}"}
+    return httpx.request(
+        method, server.url + path, headers=headers, trust_env=False, verify=_no_tls, **options
+    )
 
 
-GRANTED = ok({"access_token": "session-token", "token_type": "Bearer", "expires_in": 604800, "scope": ""})
-PENDING = oauth("authorization_pending")
+def outcome(answer):
+    """The status of an answer, and its error code or None."""
+    return answer.status_code, answer.json().get("code")
 
 
-@pytest.fixture
-def server() -> Iterator[Scripted]:
-    scripted = Scripted()
-    yield scripted
-    scripted.close()
+@pytest.fixture(scope="session")
+def trusting(start_server, database_url):
+    """Start a `taskctl serve` that trusts this Better Auth."""
+
+    def start(issuer, **variables):
+        settings = {"TASKCTL_ENV": "test", "DATABASE_URL": database_url, "BETTER_AUTH_URL": issuer.url}
+        return start_server(**settings | variables)
+
+    return start
 
 
-@pytest.fixture
-def fake() -> FakeTime:
-    return FakeTime()
+@pytest.fixture(scope="module")
+def insider(start_better_auth, trusting):
+    """A Better Auth that signs its cookies with its keys, and a server that was given its secret too."""
+    issuer = start_better_auth(BETTER_AUTH_SECRET=SECRET, AUTH_COOKIE_CACHE="keys")
+    return issuer, trusting(issuer, BETTER_AUTH_SECRET=SECRET)
 
 
-@pytest.fixture
-def auth(server: Scripted, fake: FakeTime) -> Iterator[BetterAuth]:
-    with BetterAuth(server.url, sleep=fake.sleep, clock=fake.clock) as made:
-        yield made
+def is_short(user_id):
+    """Better Auth's own ids: 32 letters and digits."""
+    return re.fullmatch(r"[A-Za-z0-9]{32}", user_id)
 
 
-def wait(auth: BetterAuth, server: Scripted, *answers: bytes, **changes: object) -> str:
-    """Start a login and poll until it ends."""
-    server.script = [ok(CODE | changes), *answers]
-    return auth.wait_for_session(auth.start_login())
+def is_uuid(user_id):
+    """Ids such as PostgreSQL makes."""
+    return str(uuid.UUID(user_id)) == user_id
 
 
-# Log in
-
-
-def test_a_login_goes_over_the_wire_as_better_auth_reads_it(auth, server):
-    """The code and the polls are asked for as JSON, without a token, on one connection."""
-    assert wait(auth, server, PENDING, GRANTED) == "session-token"
-    assert [seen.line.split()[:2] for seen in server.seen] == [
-        ["POST", "/api/auth/device/code"],
-        ["POST", "/api/auth/device/token"],
-        ["POST", "/api/auth/device/token"],
-    ]
-    assert server.seen[0].json == {"client_id": "taskctl", "scope": "openid profile email"}
-    assert server.seen[2].json == {
-        "grant_type": "urn:ietf:params:oauth:grant-type:device_code",
-        "device_code": "device-secret",
-        "client_id": "taskctl",
-    }
-    assert {seen.headers["content-type"] for seen in server.seen} == {"application/json"}
-    assert not any("authorization" in seen.headers for seen in server.seen)
-    assert {seen.connection for seen in server.seen} == {1}
-
-
-def test_another_client_id_is_used_throughout(auth, server):
-    """The client that asks for the code is the one that polls for it."""
-    server.script = [ok(CODE), GRANTED]
-    auth.wait_for_session(auth.start_login("other"), "other")
-    assert [seen.json["client_id"] for seen in server.seen] == ["other", "other"]
-
-
-def test_the_code_is_as_it_was_sent(auth, server):
-    """What is shown comes as sent; a relative address is the auth server's; repr hides the secret."""
-    shorter = {
-        name: value for name, value in CODE.items() if name not in {"verification_uri_complete", "interval"}
-    }
-    server.script = [ok(CODE), ok(shorter), ok(shorter | {"verification_uri": "/device"})]
-    device = auth.start_login()
-    assert (device.user_code, device.url_complete) == ("ABCD-1234", CODE["verification_uri_complete"])
-    assert "secret" not in repr(device)
-    device = auth.start_login()
-    assert (device.url_complete, device.interval) == (CODE["verification_uri"], 5)
-    assert auth.start_login().url_complete == f"{server.url}/device"
+def is_number(user_id):
+    """Ids that a database counts."""
+    return user_id == "1"
 
 
 @pytest.mark.parametrize(
-    ("path", "below"),
-    [("", "/api/auth"), ("/", "/api/auth"), ("/api/auth", "/api/auth"), ("/auth/", "/auth")],
-)
-def test_a_path_is_the_base_path(server, path, below):
-    """As in Better Auth's own base URL, a path says where its endpoints are; without one it is /api/auth."""
-    server.script = [ok({"token": "jwt"})]
-    with BetterAuth(server.url + path) as auth:
-        assert auth.token("s") == "jwt"
-    assert server.seen[0].line == f"GET {below}/token HTTP/1.1"
-
-
-def test_polls_keep_the_interval_and_slow_down(auth, server, fake):
-    """The interval passes before each poll; every slow_down makes it 5 s longer, for good."""
-    slow = oauth("slow_down")
-    wait(auth, server, PENDING, slow, PENDING, slow, GRANTED, interval=7)
-    assert fake.slept == [7, 7, 12, 12, 17]
-
-
-def test_an_interval_of_nothing_is_a_second(auth, server, fake):
-    """A server that rounds its interval down to 0 is not flooded."""
-    wait(auth, server, PENDING, GRANTED, interval=0)
-    assert fake.slept == [1, 1]
-
-
-def test_a_poll_that_is_cut_off_is_made_again(auth, server):
-    """A lost connection, a proxy's 502 and a 429 do not end the wait."""
-    assert wait(auth, server, b"", http(502), http(429), PENDING, b"", GRANTED) == "session-token"
-
-
-@pytest.mark.parametrize(
-    ("answer", "error"),
+    ("algorithm", "ids", "looks_right"),
     [
-        (oauth("access_denied"), errors.LoginDenied),
-        (oauth("expired_token"), errors.LoginExpired),
-        (oauth("invalid_grant"), errors.LoginDenied),
-        (oauth("access_denied", 403), errors.LoginDenied),
-        (oauth("server_error", 500), errors.ServerFailed),
-        (ok({"token": "x"}), errors.UnexpectedAnswer),
-        (ok({"access_token": "two words"}), errors.UnexpectedAnswer),
-        (ok({"access_token": "x" * 9000}), errors.UnexpectedAnswer),
-        (ok({"access_token": 1}), errors.UnexpectedAnswer),
-        (ok(["x"]), errors.UnexpectedAnswer),
-        (http(200, b"<p>", Content_Type="text/html"), errors.UnexpectedAnswer),
-        (http(415), errors.UnexpectedAnswer),
-        (problem(403, "forbidden"), errors.Forbidden),
+        ("EdDSA", "", is_short),
+        ("ES256", "uuid", is_uuid),
+        ("ES512", "serial", is_number),
+        ("RS256", "", is_short),
+        ("PS256", "uuid", is_uuid),
     ],
 )
-def test_how_a_wait_ends_without_a_session(auth, server, answer, error):
-    """Denied, expired and answers that nobody understands each end the wait with their own error."""
-    with pytest.raises(error):
-        wait(auth, server, PENDING, answer)
+def test_every_algorithm_and_kind_of_id(start_better_auth, trusting, algorithm, ids, looks_right):
+    """Whatever Better Auth signs with, and whatever its ids look like, its users have their own tasks."""
+    issuer = start_better_auth(JWT_ALGORITHM=algorithm, AUTH_IDS=ids)
+    server = trusting(issuer)
+    account, other = issuer.sign_up(), issuer.sign_up()
+    assert looks_right(account.id)
+    token = issuer.token(account)
+    header = jwt.get_unverified_header(token)
+    assert header["alg"] == algorithm
+    created = ask(server, token, "POST", json={"title": "Buy milk"})
+    assert (created.status_code, created.json()["user_id"]) == (201, account.id)
+    own = ask(server, token, path=f"/api/v1/{account.id}/tasks")
+    assert [task["title"] for task in own.json()["items"]] == ["Buy milk"]
+    assert ask(server, issuer.token(other)).json()["items"] == []
+    assert ask(server, issuer.token(other), path=f"/api/v1/{account.id}/tasks").status_code == 403
+    tampered = token[:-6] + ("AAAAAA" if token[-6:] != "AAAAAA" else "BBBBBA")
+    assert outcome(ask(server, tampered)) == (401, "token_signature_invalid")
 
 
-def test_nobody_is_waited_for_longer_than_the_code_lasts(auth, server, fake):
-    """A server that says pending for ever is asked until the code has expired, and a last time then."""
-    with pytest.raises(errors.LoginExpired):
-        wait(auth, server, *[PENDING] * 3, expires_in=12)
-    assert fake.slept == [5, 5, 2]
+def test_other_path(start_better_auth, trusting):
+    """A path in Better Auth's URL is where its routes are, the keys among them."""
+    port = str(free_port())
+    url = f"http://127.0.0.1:{port}/identity"
+    issuer = start_better_auth(PORT=port, BETTER_AUTH_URL=url)
+    server = trusting(issuer, BETTER_AUTH_URL=url)
+    assert ask(server, issuer.token(issuer.sign_up())).status_code == 200
+
+
+def test_other_address_of_the_keys_and_other_claims(start_better_auth, trusting):
+    """TASKCTL_JWKS_URL says where the keys are; a payload of one's own may narrow the scope."""
+    issuer = start_better_auth(JWKS_PATH="/keys.json", JWT_SCOPE="tasks:read")
+    server = trusting(issuer, TASKCTL_JWKS_URL=f"{issuer.url}/api/auth/keys.json")
+    token = issuer.token(issuer.sign_up())
+    assert "email" not in jwt.decode(token, options={"verify_signature": False})
+    assert ask(server, token).status_code == 200
+    assert outcome(ask(server, token, "POST", json={"title": "Buy milk"})) == (403, "insufficient_scope")
+
+
+def test_new_key_signs_at_once(start_better_auth, trusting):
+    """The first token of a new key works, although nobody had seen the key; tokens of the old key go on."""
+    issuer = start_better_auth(JWKS_ROTATION="1")
+    server = trusting(issuer)
+    account = issuer.sign_up()
+    old, unused = issuer.token(account), issuer.token(account)
+    assert ask(server, old).status_code == 200
+
+    def of_a_new_key():
+        token = issuer.token(account)
+        return token if jwt.get_unverified_header(token)["kid"] != key_of(old) else None
+
+    new = until(of_a_new_key)
+    assert [ask(server, token).status_code for token in (new, old, unused)] == [200, 200, 200]
+
+
+def key_of(token):
+    """The id of the key that signed a token."""
+    return jwt.get_unverified_header(token)["kid"]
+
+
+def test_issuer_that_went_away(start_better_auth, trusting):
+    """While Better Auth is down its tokens go on working; a key that nobody could look up is unknown."""
+    issuer, stranger = start_better_auth(), start_better_auth()
+    server = trusting(issuer)
+    account = issuer.sign_up()
+    seen, unseen = issuer.token(account), issuer.token(issuer.sign_up())
+    foreign = stranger.token(stranger.sign_up())
+    assert ask(server, seen).status_code == 200
+    issuer.stop()
+    assert [ask(server, token).status_code for token in (seen, unseen)] == [200, 200]
+    assert outcome(ask(server, foreign)) == (401, "token_key_unknown")
+    assert httpx.get(f"{server.url}/readyz").status_code == 200
+
+
+def test_issuer_that_was_never_there(better_auth_pair, start_better_auth, start_server, database_url):
+    """With no keys it says 503, as nobody's token is at fault, and recovers when Better Auth comes."""
+    elsewhere, _ = better_auth_pair
+    port = str(free_port())
+    url = f"http://127.0.0.1:{port}"
+    server = start_server(
+        TASKCTL_ENV="test", DATABASE_URL=database_url, BETTER_AUTH_URL=url, BETTER_AUTH_SECRET=SECRET
+    )
+    answer = ask(server, elsewhere.token(elsewhere.sign_up()))
+    assert outcome(answer) == (503, "auth_keys_unavailable")
+    assert int(answer.headers["Retry-After"]) > 0
+    assert httpx.get(f"{server.url}/readyz").status_code == 200
+    assert ask(server, mint(SECRET, "by-hand", 60)).status_code == 200
+    issuer = start_better_auth(PORT=port)
+    token = issuer.token(issuer.sign_up())
+    until(lambda: ask(server, token).status_code == 200)
+
+
+def test_token_of_another_issuer_is_refused(better_auth_pair, start_better_auth):
+    """Another Better Auth's token is refused: its key is not in the set."""
+    _, server = better_auth_pair
+    other = start_better_auth()
+    assert outcome(ask(server, other.token(other.sign_up()))) == (401, "token_key_unknown")
+
+
+def test_link_in_a_mail_is_no_token(insider):
+    """The JWT in the link that confirms an address is signed with the secret; it says nobody's `sub`."""
+    issuer, server = insider
+    account = issuer.sign_up()
+    [link] = re.findall(rf"Mail to {re.escape(account.email)}: (\S+)", issuer.log.read_text())
+    [token] = parse_qs(urlsplit(link).query)["token"]
+    claims = jwt.decode(token, SECRET, algorithms=["HS256"])
+    assert claims["email"] == account.email
+    assert outcome(ask(server, token)) == (401, "token_claim_missing")
+
+
+def cookie_of(issuer, account):
+    """The token that Better Auth keeps in a browser's cookie, to be asked for the session less often."""
+    body = {"email": account.email, "password": PASSWORD}
+    return issuer.ask("POST", "/sign-in/email", json=body).cookies["better-auth.session_data"]
+
+
+def test_cookie_signed_with_the_keys_is_no_token(insider):
+    """It has a `sub`, the right issuer and a published key, but is meant for somebody else: `aud`."""
+    issuer, server = insider
+    account = issuer.sign_up()
+    token = cookie_of(issuer, account)
+    claims = jwt.decode(token, options={"verify_signature": False})
+    assert (claims["sub"], claims["iss"]) == (account.id, issuer.url)
+    assert key_of(token) == key_of(issuer.token(account))
+    assert outcome(ask(server, token)) == (401, "token_audience_wrong")
+
+
+def test_cookie_signed_with_the_secret_is_no_token(insider, start_better_auth):
+    """It verifies with the secret and names the user, but not in `sub`."""
+    _, server = insider
+    issuer = start_better_auth(BETTER_AUTH_SECRET=SECRET, AUTH_COOKIE_CACHE="secret")
+    account = issuer.sign_up()
+    token = cookie_of(issuer, account)
+    assert jwt.decode(token, SECRET, algorithms=["HS256"])["user"]["id"] == account.id
+    assert outcome(ask(server, token)) == (401, "token_claim_missing")
+
+
+def test_session_token_is_no_token(better_auth_pair):
+    """The session's own token is refused, in both of the forms that Better Auth gives it, with what to do."""
+    issuer, server = better_auth_pair
+    account = issuer.sign_up()
+    body = {"email": account.email, "password": PASSWORD}
+    signed = issuer.ask("POST", "/sign-in/email", json=body).headers["set-auth-token"]
+    assert issuer.ask("GET", "/token", signed).status_code == 200
+    for session in (account.session, signed):
+        answer = ask(server, session)
+        assert outcome(answer) == (401, "token_malformed")
+        assert "/api/auth/token" in answer.json()["detail"]
+
+
+def test_token_outlives_the_sign_out(better_auth_pair):
+    """Signing out ends the session, which gets no new token; the token that was given out stays good."""
+    issuer, server = better_auth_pair
+    account = issuer.sign_up()
+    token = issuer.token(account)
+    issuer.ask("POST", "/sign-out", account.session, json={}).raise_for_status()
+    assert issuer.ask("GET", "/token", account.session).status_code == 401
+    assert ask(server, token).status_code == 200
+
+
+def test_token_expires(start_better_auth, trusting):
+    """A token ends when it says so, although it was accepted and remembered before."""
+    issuer = start_better_auth(JWT_LIFETIME="2s")
+    server = trusting(issuer, TASKCTL_JWT_LEEWAY="0")
+    token = issuer.token(issuer.sign_up())
+    until(lambda: outcome(ask(server, token)) == (401, "token_expired"))
+
+
+def test_device_flow_by_hand(better_auth_pair):
+    """What `taskctl login` relies on: each answer of Better Auth on the way from a code to a task."""
+    issuer, server = better_auth_pair
+    account = issuer.sign_up()
+    code = issuer.ask("POST", "/device/code", json={"client_id": "taskctl"}).raise_for_status().json()
+    assert code["verification_uri"] == f"{issuer.url}/device"
+    assert code["verification_uri_complete"] == f"{issuer.url}/device?user_code={code['user_code']}"
+    assert (code["interval"], code["expires_in"]) == (1, 1800)
+    question = {"grant_type": DEVICE_GRANT, "device_code": code["device_code"], "client_id": "taskctl"}
+
+    assert issuer.ask("POST", "/device/token", data=question).status_code == 415
+
+    def poll():
+        answer = issuer.ask("POST", "/device/token", json=question)
+        return answer.json() if answer.status_code == 200 else answer.json()["error"]
+
+    assert poll() == "authorization_pending"
+    until(lambda: poll() == "slow_down")
+    issuer.decide(account, code["user_code"])
+
+    session = until(lambda: said if "access_token" in (said := poll()) else None)["access_token"]
+    assert "." not in session
+    assert session != account.session
+    token = issuer.ask("GET", "/token", session).raise_for_status().json()["token"]
+    assert issuer.ask("GET", "/token", token).status_code == 401
+    assert ask(server, token, "POST", json={"title": "Buy milk"}).json()["user_id"] == account.id
+    assert poll() == "invalid_grant"
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("device_code", None),
-        ("device_code", ""),
-        ("device_code", "a b"),
-        ("user_code", ["A"]),
-        ("user_code", "A\x1b[2J"),
-        ("user_code", "\u202e4321"),
-        ("expires_in", "soon"),
-        ("expires_in", None),
-        ("expires_in", -1),
-        ("expires_in", True),
-        ("expires_in", math.nan),
-        ("expires_in", 1e9),
-        ("interval", -5),
-        ("interval", "5"),
-        ("interval", math.inf),
-        ("verification_uri", "javascript:alert(1)"),
-        ("verification_uri", "file:///etc/passwd"),
-        ("verification_uri", "https://"),
-        ("verification_uri", "https://[::1"),
-        ("verification_uri_complete", "ssh://host"),
-        ("verification_uri_complete", "https://a.example/\x1b[2J"),
-    ],
+    ("client", "error"), [("taskctl", "access_denied"), ("somebody-else", "invalid_client")]
 )
-def test_a_code_that_cannot_be_used(auth, server, name, value):
-    """Members that are missing, of another type, or no web address are refused before anybody sees them."""
-    server.script = [ok(CODE | {name: value})]
-    with pytest.raises(errors.UnexpectedAnswer, match=f"no usable '{name}'"):
-        auth.start_login()
-
-
-@pytest.mark.parametrize(
-    ("answer", "error", "words"),
-    [
-        (oauth("invalid_client"), errors.SettingsInvalid, "'taskctl'.*--client-id"),
-        (http(404), errors.UnexpectedAnswer, "plugin deviceAuthorization"),
-        (http(500), errors.ServerFailed, "failed"),
-        (http(401, b"<p>", Content_Type="text/html"), errors.UnexpectedAnswer, "not be a Better Auth server"),
-        (http(200, b"{", Content_Type="application/json"), errors.UnexpectedAnswer, "damaged"),
-        (b"SSH-2.0-OpenSSH\r\n\r\n", errors.UnexpectedAnswer, "not be a Better Auth server"),
-    ],
-)
-def test_a_server_that_gives_no_code(auth, server, answer, error, words):
-    """A client that is not known, a plugin that is not there, and other servers are told apart."""
-    server.script = [answer] * 1000  # what looks like an accident is tried until the time is up
-    with pytest.raises(error, match=words):
-        auth.start_login()
-
-
-# Whom to trust
-
-
-def test_no_redirect_is_followed(auth, server):
-    """A redirect to another origin, or to another path, is an error, and nothing is sent after it."""
-    other = Scripted()
-    try:
-        for status, where in ((302, f"{other.url}/api/auth/token"), (307, other.url), (308, "/elsewhere")):
-            server.script = [http(status, Location=where)] * 3
-            for ask in (auth.token, auth.sign_out):
-                with pytest.raises(errors.UnexpectedAnswer, match="No redirect is followed"):
-                    ask("session-token")
-            with pytest.raises(errors.UnexpectedAnswer, match="No redirect is followed"):
-                auth.start_login()
-        assert other.seen == []
-        assert len(server.seen) == 9
-    finally:
-        other.close()
-
-
-def test_plain_http_is_for_this_machine():
-    """The session token goes to another machine over https only, unless that is allowed."""
-    with pytest.raises(errors.SettingsInvalid, match="Plain HTTP"):
-        BetterAuth("http://auth.example.com")
-    BetterAuth("http://auth.example.com", allow_http=True)
-
-
-def test_an_answer_without_end_is_not_read_to_it(auth, server):
-    """More than a megabyte is refused, announced or not."""
-    announced = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9999999\r\n\r\n"
-    chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
-    chunked = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-    for answer in (announced, chunked + chunk * 20):
-        server.script = [lambda answer=answer: answer]
-        with (
-            contextlib.suppress(ConnectionError),
-            pytest.raises(errors.UnexpectedAnswer, match="more than 1048576 bytes"),
-        ):
-            auth.token("s")
-
-
-def test_a_server_that_hangs_is_given_up(server):
-    """No answer within the time is an error of its own."""
-    with BetterAuth(server.url, timeout=0.2) as auth, pytest.raises(errors.ServerTimedOut):
-        auth.start_login()
-
-
-# Tokens and the end
-
-
-def test_a_session_yields_tokens(auth, server):
-    """The session token is the bearer, and the answer's token is the API's."""
-    server.script = [ok({"token": "jwt"})]
-    assert auth.token("session-token") == "jwt"
-    assert server.seen[0].headers["authorization"] == "Bearer session-token"
-
-
-@pytest.mark.parametrize(
-    ("answer", "error", "words"),
-    [
-        (ok({"code": "UNAUTHORIZED", "message": "x"}, 401), errors.NotLoggedIn, "log in again"),
-        (http(401), errors.NotLoggedIn, "log in again"),
-        (http(404), errors.UnexpectedAnswer, "plugin jwt"),
-        (ok({}), errors.UnexpectedAnswer, "no usable 'token'"),
-        (http(204), errors.UnexpectedAnswer, "no object"),
-        (http(503, Retry_After="99"), errors.ServerFailed, "503"),
-        (http(429, Retry_After="99"), errors.RateLimited, "try again later"),
-        (ok({"code": "BANNED", "message": "You\x1b[31m are banned."}, 403), errors.Forbidden, "are banned"),
-    ],
-)
-def test_a_session_that_yields_none(auth, server, answer, error, words):
-    """An ended session asks for a login; everything else says what it is."""
-    server.script = [answer]
-    with pytest.raises(error, match=words):
-        auth.token("s")
-
-
-def test_sign_out(auth, server):
-    """A session that has ended already is signed out; a failure is one, and is not tried again."""
-    server.script = [ok({"success": True}), http(401), http(503)]
-    auth.sign_out("session-token")
-    auth.sign_out("session-token")
-    with pytest.raises(errors.ServerFailed):
-        auth.sign_out("session-token")
-    assert {seen.line for seen in server.seen} == {"POST /api/auth/sign-out HTTP/1.1"}
-    assert {(seen.headers["authorization"], seen.body) for seen in server.seen} == {
-        ("Bearer session-token", b"{}")
-    }
+def test_device_flow_refused(better_auth_pair, client, error):
+    """A program that was denied, or that Better Auth does not know, is told so."""
+    issuer, _ = better_auth_pair
+    answer = issuer.ask("POST", "/device/code", json={"client_id": client})
+    if answer.status_code == 200:
+        code = answer.json()
+        issuer.decide(issuer.sign_up(), code["user_code"], "deny")
+        question = {"grant_type": DEVICE_GRANT, "device_code": code["device_code"], "client_id": client}
+        answer = issuer.ask("POST", "/device/token", json=question)
+    assert (answer.status_code, answer.json()["error"]) == (400, error)

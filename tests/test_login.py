@@ -13,7 +13,7 @@ import pytest
 from conftest import Done, bare_environ, taskctl, taskctl_in_terminal, until
 from taskctl import contexts
 from taskctl.contexts import Context, Session
-from test_better_auth import CODE, GRANTED, PENDING, oauth
+from test_device_login import CODE, GRANTED, PENDING, oauth
 from test_client import TASK, Scripted, closed_port, http, ok, problem
 
 PAGE = ok({"items": [TASK], "next_cursor": None})

@@ -1,0 +1,136 @@
+"""A real Better Auth for tests: the server in examples/better-auth, with what npm installs for it."""
+
+import fcntl
+import hashlib
+import itertools
+import os
+import re
+import shutil
+import ssl
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "better-auth"
+PASSWORD = "a password for tests"
+DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
+"""What a program asks for that waits for its approval (RFC 8628, section 3.4)."""
+
+_numbers = itertools.count(1)
+_no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # loading everybody's certificates takes longer than a call
+
+
+def missing(what: str) -> None:
+    """Skip the test because this machine lacks something; fail where the run may skip nothing, as in CI."""
+    if os.environ.get("NO_SKIPS"):
+        pytest.fail(f"{what}, and NO_SKIPS is set")
+    pytest.skip(what)
+
+
+@dataclass(frozen=True)
+class Account:
+    """Somebody who has signed up; `session` is the opaque token that goes to Better Auth only."""
+
+    id: str
+    email: str
+    session: str = field(repr=False)
+
+
+@dataclass
+class BetterAuth:
+    """A running Better Auth."""
+
+    url: str
+    """Its origin."""
+    path: str
+    """Where its routes begin."""
+    process: subprocess.Popen[bytes]
+    log: Path
+    """What it wrote, the links of its mails among it."""
+
+    def ask(self, method: str, path: str, session: str = "", **options: Any) -> httpx.Response:
+        """Call one of its routes, as a program with this session token would; options as httpx has them."""
+        headers = {"Authorization": f"Bearer {session}"} if session else {}
+        url = f"{self.url}{self.path}{path}"
+        return httpx.request(method, url, headers=headers, trust_env=False, verify=_no_tls, **options)
+
+    def sign_up(self) -> Account:
+        """Make an account that nobody else has."""
+        email = f"user-{os.getpid()}-{next(_numbers)}@example.com"
+        body = {"email": email, "password": PASSWORD, "name": "Somebody"}
+        said = self.ask("POST", "/sign-up/email", json=body).raise_for_status().json()
+        return Account(said["user"]["id"], email, said["token"])
+
+    def token(self, account: Account) -> str:
+        """A new JWT for somebody's session."""
+        return str(self.ask("GET", "/token", account.session).raise_for_status().json()["token"])
+
+    def decide(self, account: Account, user_code: str, decision: str = "approve") -> None:
+        """Answer a program that waits with this code as its page would: look the code up, then decide."""
+        self.ask("GET", "/device", account.session, params={"user_code": user_code}).raise_for_status()
+        body = {"userCode": user_code}
+        self.ask("POST", f"/device/{decision}", account.session, json=body).raise_for_status()
+
+    def stop(self) -> None:
+        """End it, and with it every account, session and key."""
+        self.process.terminate()
+        self.process.wait(timeout=30)
+
+
+def install(cache: Path, place: Path) -> None:
+    """Copy the example to `place`, with the packages that it wants; they stay in `cache` for the next run."""
+    if not shutil.which("node") or not shutil.which("npm"):
+        missing("Node.js 20 or newer and npm are not installed (Debian: nodejs, npm)")
+    shutil.copytree(EXAMPLE, place, ignore=shutil.ignore_patterns("node_modules"))
+    packages = cache / hashlib.sha256((EXAMPLE / "package-lock.json").read_bytes()).hexdigest()[:12]
+    packages.mkdir(exist_ok=True)
+    with (packages / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (packages / "complete").exists():
+            _install_packages(packages)
+    (place / "node_modules").symlink_to(packages / "node_modules")
+
+
+def _install_packages(packages: Path) -> None:
+    for name in (".npmrc", "package.json", "package-lock.json"):
+        shutil.copy(EXAMPLE / name, packages)
+    done = subprocess.run(
+        ["npm", "ci"],  # noqa: S607 - whichever npm this machine has
+        cwd=packages,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if done.returncode:
+        missing(f"npm ci could not install Better Auth: {done.stderr.strip()[-300:]}")
+    (packages / "complete").touch()
+
+
+def start(place: Path, folder: Path, **variables: str) -> BetterAuth:
+    """Start the example that is installed in `place`, and wait until it is ready; `stop` must follow."""
+    log = folder / "better-auth"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["node", "server.js"],  # noqa: S607 - whichever node this machine has
+            cwd=place,
+            env={"PATH": os.environ["PATH"], "PORT": "0"} | variables,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    deadline = time.monotonic() + 60
+    while not (ready := re.search(r"^Ready at (\S+)", log.read_text(), re.MULTILINE)):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            process.wait()
+            raise AssertionError(f"Better Auth was not ready: {log.read_text()}")
+        time.sleep(0.01)
+    path = urlsplit(variables.get("BETTER_AUTH_URL", "")).path
+    return BetterAuth(ready[1], path or "/api/auth", process, log)
