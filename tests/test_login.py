@@ -13,8 +13,8 @@ import pytest
 from conftest import Done, bare_environ, taskctl, taskctl_in_terminal, until
 from taskctl import contexts
 from taskctl.contexts import Context, Session
-from test_device_login import CODE, GRANTED, PENDING, oauth
 from test_client import TASK, Scripted, closed_port, http, ok, problem
+from test_device_login import CODE, GRANTED, PENDING, oauth
 
 PAGE = ok({"items": [TASK], "next_cursor": None})
 HEALTH = ok({"version": "9.9"})

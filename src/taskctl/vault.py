@@ -62,7 +62,7 @@ def erase(entry: str) -> None:
 
 def check() -> None:
     """See to it that there is a keyring, before a person goes through a login for it. Raises as `write`."""
-    with _keyring("be opened") as keyring:
+    with _keyring("open") as keyring:
         keyring.get_password(_SERVICE, "")
 
 

@@ -175,7 +175,7 @@ def _by_device(
     with _auth_server(str(context.auth_url), context, settings.timeout, debug) as server:
         device = server.start_login(client_id)
         _show(device, browser=browser)
-        with _waiting():
+        with _waiting(spin=sys.stderr.isatty() and not debug):
             session = server.wait_for_session(device, client_id)
         try:
             try:
@@ -213,10 +213,10 @@ def _has_browser(environ: Mapping[str, str]) -> bool:
     return bool(environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY"))
 
 
-def _waiting() -> AbstractContextManager[object]:
-    """A spinner on stderr where that is a terminal, and a line where it is not."""
+def _waiting(*, spin: bool) -> AbstractContextManager[object]:
+    """Say on stderr that nothing happens until somebody has confirmed."""
     text = "Waiting for the confirmation"
-    if not sys.stderr.isatty():
+    if not spin:
         typer.echo(f"{text}.", err=True)
         return nullcontext()
     from rich.console import Console
