@@ -76,9 +76,11 @@ def inside(modules, *names):
         (
             "taskctl.config",
             PYDANTIC | DOTENV,
-            {"errors", "vocabulary", "quantities", "setting", "signing_secret"},
+            {"errors", "vocabulary", "quantities", "setting", "signing_secret", "trust"},
         ),
-        ("taskctl.tokens", PYJWT, {"errors", "strict_json", "vocabulary"}),
+        ("taskctl.jws", set(), {"errors", "strict_json"}),
+        ("taskctl.jwks", PYJWT, {"strict_json"}),
+        ("taskctl.tokens", PYJWT, {"errors", "jwks", "jws", "strict_json", "vocabulary"}),
         ("taskctl.addresses", set(), {"errors", "vocabulary"}),
         ("taskctl.claims", set(), set()),
         ("taskctl.contexts", set(), {"addresses", "errors", "vocabulary"}),

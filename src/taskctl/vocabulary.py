@@ -56,3 +56,10 @@ class Scope(StrEnum):
 
     read = "tasks:read"
     write = "tasks:write"
+
+
+class Trust(StrEnum):
+    """What vouches for a token."""
+
+    secret = "secret"  # noqa: S105 - a word
+    key_set = "key_set"

@@ -55,9 +55,9 @@ def mint(
     except ValueError:
         raise UsageInvalid(f"--expires {expires!r} is not a duration such as 90s, 15m, 1h or 7d.") from None
     settings = ServerSettings.load()
-    settings.check_secret()
+    settings.check_trust()
     secret = settings.with_kept_secret().secret
-    if secret is None:  # check_secret and with_kept_secret leave no such case
+    if secret is None:  # only a key set is trusted
         raise SettingsInvalid("BETTER_AUTH_SECRET is not set")
     claims = dict(_claim(each) for each in claim or [])
     if "sub" in claims:
@@ -107,17 +107,21 @@ def verify(context: typer.Context) -> None:
 def _examine(context: typer.Context) -> "Report":
     if context.args:
         raise UsageInvalid("A token is read from stdin only; pipe it in.")
+    import asyncio
+
     from taskctl.config import ServerSettings
     from taskctl.tokens import create_verifier
 
     settings = ServerSettings.load()
-    settings.check_secret()
+    settings.check_trust()
     if sys.stdin.isatty():
         output.note("Paste the token, then press Enter and Ctrl-D.")
     token = sys.stdin.read().strip()
     if not token:
         raise UsageInvalid("There is no token on stdin.")
-    return create_verifier(settings.with_kept_secret()).examine(token)
+    verifier = create_verifier(settings.with_kept_secret())
+    asyncio.run(verifier.fetch_keys_for(token))
+    return verifier.examine(token)
 
 
 def _as_dict(report: "Report") -> dict[str, Any]:
