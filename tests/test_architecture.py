@@ -31,7 +31,10 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 PYDANTIC = {"pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection"}
 DOTENV = {"dotenv", "platformdirs"}
 PYJWT = {"jwt", "cryptography", "cffi", "_cffi_backend", "_openssl"}
-CLIENT = {f"taskctl.{name}" for name in ("answers", "transport", "client", "contexts")}
+CLIENT = {
+    f"taskctl.{name}"
+    for name in ("addresses", "answers", "better_auth", "claims", "client", "contexts", "transport", "vault")
+}
 ORM = {"sqlalchemy", "sqlmodel", "alembic"}
 HTTP = {"fastapi", "starlette", "uvicorn"}
 HEAVY = {*ORM, *HTTP, "psycopg", "psycopg_pool", "pydantic", "taskctl.server"}
@@ -78,10 +81,22 @@ def inside(modules, *names):
         ("taskctl.jws", set(), {"errors", "strict_json"}),
         ("taskctl.jwks", PYJWT, {"strict_json"}),
         ("taskctl.tokens", PYJWT, {"errors", "jwks", "jws", "strict_json", "vocabulary"}),
-        ("taskctl.contexts", set(), {"errors", "vocabulary"}),
+        ("taskctl.addresses", set(), {"errors", "vocabulary"}),
+        ("taskctl.claims", set(), set()),
+        ("taskctl.contexts", set(), {"addresses", "errors", "vocabulary"}),
+        ("taskctl.vault", set(), {"errors"}),
         ("taskctl.answers", set(), {"errors"}),
-        ("taskctl.transport", set(), {"answers", "contexts", "errors", "vocabulary"}),
-        ("taskctl.client", set(), {"answers", "contexts", "errors", "transport", "vocabulary"}),
+        ("taskctl.transport", set(), {"addresses", "answers", "contexts", "errors", "vocabulary"}),
+        (
+            "taskctl.client",
+            set(),
+            {"addresses", "answers", "contexts", "errors", "transport", "vocabulary"},
+        ),
+        (
+            "taskctl.better_auth",
+            set(),
+            {"addresses", "answers", "contexts", "errors", "transport", "vocabulary"},
+        ),
         ("taskctl.server.queries", set(), {"server", "vocabulary"}),
     ],
 )
@@ -136,7 +151,9 @@ def test_layers(module):
         assert inside(found, "taskctl.cli") == []
     if inside([module], "taskctl.server"):
         assert inside(found, *CLIENT) == []
-    if inside([module], *CLIENT, "taskctl.cli.tasks", "taskctl.cli.account"):
+    if inside(
+        [module], *CLIENT, *(f"taskctl.cli.{name}" for name in ("tasks", "account", "login", "doctor"))
+    ):
         assert inside(found, *HEAVY) == []
     if inside(
         [module], *(f"taskctl.server.{name}" for name in ("queries", "tables", "database", "migrations"))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from taskctl import contexts
+from taskctl.addresses import server_root
 from taskctl.contexts import Context, Contexts, Flags, resolve
 from taskctl.errors import LocalError, NotLoggedIn, SettingsInvalid
 
@@ -262,15 +263,15 @@ def test_a_timeout_is_a_number_of_seconds(value):
 def test_what_is_no_servers_url(url):
     """A server's URL is https, or http to this machine, and nothing but scheme, host, port and path."""
     with pytest.raises(SettingsInvalid):
-        contexts.server_root(url, allow_http=False)
+        server_root(url, allow_http=False)
 
 
 def test_a_servers_url_has_one_form():
     """Trailing slashes and the API's own path are taken off; hosts are lower case."""
     for url in ("https://Example.com/p/", "https://example.com/p/api/v1", "https://example.com/p/api/v1/"):
-        assert contexts.server_root(url, allow_http=False) == "https://example.com/p"
+        assert server_root(url, allow_http=False) == "https://example.com/p"
     for host in ("localhost", "127.0.0.1", "127.9.9.9:80", "[::1]:8000"):
-        assert contexts.server_root(f"http://{host}", allow_http=False) == f"http://{host}"
+        assert server_root(f"http://{host}", allow_http=False) == f"http://{host}"
 
 
 @pytest.mark.parametrize("token", ["", " \n", "two words", "ключ", "x" * 9000, "nul\0"])

@@ -48,14 +48,24 @@ class Answer:
         return f"{self.status} {self.reason}".rstrip()
 
 
-def unexpected(server: str, what: str) -> errors.UnexpectedAnswer:
-    """The error that a server has answered `what`, which no taskctl server does."""
-    return errors.UnexpectedAnswer(f"{server} answered {what}; it may not be a taskctl server.")
+def unexpected(server: str, what: str, kind: str = "taskctl") -> errors.UnexpectedAnswer:
+    """The error that a server has answered `what`, which no server of this kind does."""
+    return errors.UnexpectedAnswer(f"{server} answered {what}; it may not be a {kind} server.")
 
 
-def unexpected_kind(server: str, answer: Answer) -> errors.UnexpectedAnswer:
+def unexpected_kind(server: str, answer: Answer, kind: str = "taskctl") -> errors.UnexpectedAnswer:
     """The error that a status came with a kind of content that the API does not send with it."""
-    return unexpected(server, f"{answer.status_line} with {answer.media_type or 'no content type'}")
+    return unexpected(server, f"{answer.status_line} with {answer.media_type or 'no content type'}", kind)
+
+
+def redirected(server: str, answer: Answer) -> errors.UnexpectedAnswer:
+    """The error that a server redirects (3xx): a token that is for one origin does not follow."""
+    parts = urlsplit(answer.headers.get("Location") or "")
+    where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else "another path"
+    return errors.UnexpectedAnswer(
+        f"{server} redirects to {where} ({answer.status}). No redirect is followed with the token; if "
+        "that is the server, give its URL."
+    )
 
 
 def error_of(server: str, answer: Answer) -> errors.TaskctlError:
@@ -65,12 +75,7 @@ def error_of(server: str, answer: Answer) -> errors.TaskctlError:
         return _from_problem(problem, answer)
     request_id = answer.headers.get("X-Request-ID")
     if answer.status in range(300, 400):
-        parts = urlsplit(answer.headers.get("Location") or "")
-        where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else "another path"
-        return errors.UnexpectedAnswer(
-            f"{server} redirects to {where} ({answer.status}). No redirect is followed with the token; if "
-            "that is the server, give its URL."
-        )
+        return redirected(server, answer)
     if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
         return errors.RateLimited(request_id=request_id)
     if answer.status in range(500, 600):

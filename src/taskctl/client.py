@@ -12,10 +12,14 @@ from typing import Any, NotRequired, Self, TypedDict, cast
 from urllib.parse import urlencode
 
 from taskctl import errors
+from taskctl.addresses import server_root
 from taskctl.answers import Answer, unexpected
-from taskctl.contexts import TIMEOUT_DEFAULT, server_root
+from taskctl.contexts import TIMEOUT_DEFAULT
 from taskctl.transport import Transport, Try
 from taskctl.vocabulary import API_PREFIX, IDEMPOTENCY_KEY_MAX, PAGE_LIMIT_MAX, Order, Status
+
+RENEW_BEFORE = 60.0
+"""Seconds before its expiry when a token is renewed."""
 
 _TASKS = f"{API_PREFIX}/me/tasks"
 
@@ -58,6 +62,9 @@ class Client:
     Args:
         server: its root URL, without `/api/v1`; a path in front is kept.
         token: the bearer token; None sends none.
+        renew: returns a fresh token. Asked before a request when less than a minute is left by what the
+            token says and by this machine's clock, and once when the server says that it has expired. `early`
+            says which: the token may still be good, so that it need not take trouble.
         allow_http: whether plain HTTP may go to another machine.
         timeout, on_retry, on_try, sleep, clock: as for `Transport`.
 
@@ -70,6 +77,7 @@ class Client:
         server: str,
         token: str | None,
         *,
+        renew: Callable[[bool], str] | None = None,
         allow_http: bool = False,
         timeout: float = TIMEOUT_DEFAULT,
         on_retry: Callable[[int, str, float], None] | None = None,
@@ -79,7 +87,10 @@ class Client:
     ) -> None:
         self.raw = b""
         """The body of the last answer about tasks, byte for byte."""
-        self._bearer = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self.token = token
+        """What is sent; another one after it has been renewed."""
+        self._renew = renew
+        self._renews_early = renew is not None
         self._transport = Transport(
             server_root(server, allow_http=allow_http),
             timeout=timeout,
@@ -191,6 +202,14 @@ class Client:
         """Delete a task. One that is gone after an earlier try was cut off counts as deleted by that try."""
         self._send("DELETE", f"/{task_id}", headers=_condition(if_version))
 
+    def me(self) -> dict[str, Any]:
+        """Whom the server takes the token's bearer for, and how it knows.
+
+        Raises:
+            RouteNotFound: the server is too old to say.
+        """
+        return self._object(self._send("GET", "", resource=f"{API_PREFIX}/me"))
+
     def health(self) -> dict[str, Any]:
         """The server's details, its `version` among them. Tried once, without the token."""
         return self._object(self._transport.send("GET", "/health", once=True))
@@ -220,12 +239,42 @@ class Client:
         path: str,
         body: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        *,
+        resource: str = _TASKS,
     ) -> Answer:
-        answer = self._transport.send(
-            method, _TASKS + path, body, headers={**self._bearer, **(headers or {})}
-        )
+        path = resource + path
+        if self._renew and self._renews_early:
+            self._renew_early(self._renew)
+        try:
+            answer = self._transport.send(method, path, body, headers=self._with_token(headers))
+        except errors.TokenExpired:
+            if self._renew is None:
+                raise
+            self.token = self._renew(False)  # this clock is behind the server's
+            answer = self._transport.send(method, path, body, headers=self._with_token(headers))
         self.raw = answer.body
         return answer
+
+    def _with_token(self, headers: Mapping[str, str] | None) -> dict[str, str]:
+        bearer = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
+        return {**bearer, **(headers or {})}
+
+    def _renew_early(self, renew: Callable[[bool], str]) -> None:
+        """Renew a token of which less than a minute is left; what is left will do where that fails."""
+        from taskctl.claims import seconds_left  # noqa: PLC0415 - for the few whose tokens are renewed
+
+        left = seconds_left(self.token)
+        if left is None or left >= RENEW_BEFORE:
+            return
+        try:
+            self.token = renew(True)
+        except errors.TaskctlError:
+            if left <= 0:
+                raise
+            self._renews_early = False
+        else:
+            # A fresh token that looks old means that this clock is ahead: only the server's word counts.
+            self._renews_early = (seconds_left(self.token) or 0) >= RENEW_BEFORE
 
     def _object(self, answer: Answer) -> dict[str, Any]:
         if not isinstance(answer.json, dict):

@@ -1,7 +1,8 @@
 """The client's settings: which server, as whom. Standard library only.
 
-A context is a server and a token under a name. They live in one file, `contexts.json`, that only its owner
-may read; what a command uses is settled once, by `resolve`, and passed down. The classes are named tuples
+A context is a server and a token under a name, with the auth server that renews the token where one does.
+They live in one file, `contexts.json`, that only its owner may read, the secrets in it or in the system's
+keyring; what a command uses is settled once, by `resolve`, and passed down. The classes are named tuples
 because a dataclass takes seven times as long to define.
 """
 
@@ -14,10 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
+from taskctl.addresses import origin, server_root
 from taskctl.errors import LocalError, NotLoggedIn, SettingsInvalid
-from taskctl.vocabulary import API_PREFIX
 
 TIMEOUT_DEFAULT = 30.0
 """Seconds for one operation, its repeats included."""
@@ -39,15 +39,42 @@ class Flags(NamedTuple):
     debug: bool = False
 
 
+class Session(NamedTuple):
+    """A login at an auth server. Its token goes there alone, and yields tokens for the API."""
+
+    auth_url: str
+    token: str
+
+    def __repr__(self) -> str:
+        return f"Session({self.auth_url!r})"
+
+
 class Context(NamedTuple):
-    """A server, and a token for it if there is one."""
+    """A server, and a token for it if there is one.
+
+    Attributes:
+        auth_url, client_id: where and as what to log in again; kept after a logout.
+        session: the session token at `auth_url`; None where the token is not renewed.
+        keyring: whether the secrets belong into the system's keyring; kept after a logout.
+        held: whether the keyring holds them now; then `token` and `session` are None here.
+    """
 
     server: str
     token: str | None = None
     allow_http: bool = False
+    auth_url: str | None = None
+    client_id: str | None = None
+    session: str | None = None
+    keyring: bool = False
+    held: bool = False
 
     def __repr__(self) -> str:
         return f"Context({self.server!r})"
+
+    @property
+    def logged_in(self) -> bool:
+        """Whether there is a token for the server, here or in the keyring."""
+        return self.held or self.token is not None
 
 
 class Contexts(NamedTuple):
@@ -69,13 +96,17 @@ class Contexts(NamedTuple):
 
 
 class ClientSettings(NamedTuple):
-    """What one command uses. `token` is None only before `login`; `timeout` is in seconds."""
+    """What one command uses. `token` is None only before `login`; `timeout` is in seconds.
+
+    `session` renews the token; None where nothing does, as with a token from TASKCTL_TOKEN.
+    """
 
     server: str
     token: str | None
     context: str | None = None
     timeout: float = TIMEOUT_DEFAULT
     allow_http: bool = False
+    session: Session | None = None
 
     def __repr__(self) -> str:
         return f"ClientSettings({self.server!r}, context={self.context!r})"
@@ -88,45 +119,9 @@ class ClientSettings(NamedTuple):
         """
         if self.token is None:
             raise NotLoggedIn(
-                f"There is no token for {self.server}; run "
-                f"`taskctl login --server {self.server} --token-stdin`, or set TASKCTL_TOKEN."
+                f"There is no token for {self.server}; run `taskctl login --server {self.server}` with "
+                "--auth-url URL or --token-stdin, or set TASKCTL_TOKEN."
             )
-
-
-def server_root(url: str, *, allow_http: bool) -> str:
-    """A server's root URL in its one form: no trailing slash, no `/api/v1`.
-
-    Raises:
-        SettingsInvalid: it is no http or https URL, it carries a user name, query or fragment, or it is
-            plain HTTP to another machine and `allow_http` is false.
-    """
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # raises where it is no number up to 65535
-    except ValueError as error:
-        raise SettingsInvalid(f"{url!r} is not a URL: {error}.") from error
-    if parts.scheme not in {"http", "https"} or not parts.hostname or re.search(r"[\x00-\x20\x7f]", url):
-        raise SettingsInvalid(f"{url!r} is not a server's URL; one looks like https://tasks.example.com.")
-    if "@" in parts.netloc or "?" in url or "#" in url:
-        raise SettingsInvalid("A server's URL has no user name, password, query or fragment.")
-    if parts.scheme == "http" and not allow_http and not is_loopback(parts.hostname):
-        raise SettingsInvalid(
-            f"Plain HTTP would show the token to everyone on the way to {parts.hostname}; "
-            "use https, or allow it with --allow-http."
-        )
-    path = parts.path.rstrip("/").removesuffix(API_PREFIX).rstrip("/")
-    return f"{parts.scheme}://{parts.netloc.lower()}{path}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address (without brackets) is this machine: RFC 6761, section 6.3."""
-    return host in {"localhost", "::1"} or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
-
-
-def origin(url: str) -> tuple[str, str | None, int | None]:
-    """Scheme, host and port of a URL (RFC 6454): a token given for one origin goes to no other."""
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def checked_token(text: str, where: str) -> str:
@@ -162,6 +157,7 @@ def resolve(
 
     Raises:
         SettingsInvalid: no server is named anywhere, or a setting is wrong.
+        KeyringFailed: the context's token is in the system's keyring, which does not give it.
     """
     for option, value in (("--server", flags.server), ("--context", flags.context)):
         if value is not None and not value.strip():  # an unset variable in a script, and not "the usual one"
@@ -179,22 +175,33 @@ def resolve(
     if server is None:
         if context is None:
             raise SettingsInvalid(
-                "No server is set; run `taskctl login --server URL --token-stdin`, "
+                "No server is set; run `taskctl login --server URL` with --auth-url URL or --token-stdin, "
                 "or `taskctl serve` in another terminal to try it out."
             )
         server = context.server
     if context is not None and origin(context.server) != origin(server):
         context, name = None, None
-    if context is not None:
+    session = None
+    if name is not None and context is not None:
         allow_http = allow_http or context.allow_http
-        token = (context.token or token) if flags.context else (token or context.token)
+        if flags.context or token is None:
+            known = with_secrets(name, context, environ)
+            token, session = known.token or token, session_of(known)
     return ClientSettings(
         server=server_root(server, allow_http=allow_http),
         token=token,
         context=name,
         timeout=timeout(flags, environ),
         allow_http=allow_http,
+        session=session,
     )
+
+
+def session_of(context: Context) -> Session | None:
+    """The session that renews a context's token; the context as `with_secrets` returns it."""
+    if context.session is None or context.auth_url is None:
+        return None
+    return Session(context.auth_url, context.session)
 
 
 def timeout(flags: Flags, environ: Mapping[str, str] = os.environ) -> float:
@@ -258,12 +265,36 @@ def load(environ: Mapping[str, str] = os.environ) -> Contexts:
 
 
 def _context(entry: Any) -> Context:
-    server, token, allow_http = entry["server"], entry.get("token"), entry.get("allow_http", False)
-    if not (isinstance(server, str) and isinstance(token, str | None) and isinstance(allow_http, bool)):
-        raise TypeError("a context has a server, a token and a flag")
-    if token is not None:
-        checked_token(token, "the context")
-    return Context(server, token, allow_http)
+    defaults = Context("")._asdict()
+    context = Context(**{name: entry.get(name, default) for name, default in defaults.items()})
+    for value, default in zip(context, defaults.values(), strict=True):
+        if not isinstance(value, str | None if default is None else type(default)):
+            raise TypeError("a context consists of texts and flags")
+    if not context.server:
+        raise ValueError("a context has a server")
+    for token in (context.token, context.session):
+        if token is not None:
+            checked_token(token, "the context")
+    return context
+
+
+def with_secrets(name: str, context: Context, environ: Mapping[str, str] = os.environ) -> Context:
+    """A stored context with its secrets in it, from wherever they are.
+
+    Raises:
+        SettingsInvalid, KeyringFailed: they are in the system's keyring, which does not give them.
+    """
+    if not context.held:
+        return context
+    from taskctl import vault  # noqa: PLC0415 - for the few that keep secrets there
+
+    token, session = vault.read(_entry(name, environ))
+    return context._replace(token=token, session=session)
+
+
+def _entry(name: str, environ: Mapping[str, str]) -> str:
+    """What the keyring knows a context by: names are unique within a file of contexts."""
+    return f"{path(environ)}:{name}"
 
 
 def save_context(
@@ -272,29 +303,69 @@ def save_context(
     token: str | None,
     *,
     allow_http: bool = False,
+    auth_url: str | None = None,
+    client_id: str | None = None,
+    session: str | None = None,
+    keyring: bool = False,
     make_current: Literal["always", "if-none", "never"] = "always",
     environ: Mapping[str, str] = os.environ,
 ) -> None:
-    """Store a context, in place of one with the same name.
+    """Store a context, in place of one with the same name; its attributes are those of `Context`.
 
     Raises:
-        SettingsInvalid: the name, the server or the token is not one, or the stored file is damaged.
+        SettingsInvalid: the name, a server or a token is not one, or the stored file is damaged.
+        KeyringFailed: the keyring does not take the secrets; what is stored stays as it was.
         LocalError: the file cannot be written; it stays as it was.
     """
     if not _NAME.fullmatch(name):
         raise SettingsInvalid(
             f"{name!r} cannot name a context: 1 to 64 letters, digits, dots, dashes or underscores."
         )
-    checked = None if token is None else checked_token(token, "the token")
-    context = Context(server_root(server, allow_http=allow_http), checked, allow_http)
+    context = Context(
+        server_root(server, allow_http=allow_http),
+        None if token is None else checked_token(token, "the token"),
+        allow_http,
+        None if auth_url is None else server_root(auth_url, allow_http=allow_http),
+        client_id,
+        None if session is None else checked_token(session, "the session"),
+        keyring,
+    )
 
     def add(stored: Contexts) -> Contexts:
         current = stored.current
         if make_current == "always" or (make_current == "if-none" and current is None):
             current = name
-        return Contexts(current, {**stored.contexts, name: context})
+        return _put(stored._replace(current=current), name, context, environ)
 
     _change(add, environ)
+
+
+def renew_token(name: str, session: Session, token: str, *, environ: Mapping[str, str] = os.environ) -> None:
+    """Store a token that `session` has given; nothing is stored where the context has another or none by now.
+
+    Raises as `save_context`.
+    """
+
+    def renew(stored: Contexts) -> Contexts:
+        known = stored.contexts.get(name)
+        if known is None or session_of(known := with_secrets(name, known, environ)) != session:
+            return stored
+        return _put(stored, name, known._replace(token=token), environ)
+
+    _change(renew, environ)
+
+
+def forget_tokens(name: str, *, environ: Mapping[str, str] = os.environ) -> None:
+    """Forget a context's secrets; all else of it stays, for the next login.
+
+    Raises as `use_context`, and `KeyringFailed` where the keyring does not let go of them: they are forgotten
+    here all the same.
+    """
+
+    def forget(stored: Contexts) -> Contexts:
+        return _put(stored, name, stored.get(name)._replace(token=None, session=None), environ)
+
+    _change(forget, environ)
 
 
 def use_context(name: str, *, environ: Mapping[str, str] = os.environ) -> None:
@@ -308,7 +379,7 @@ def use_context(name: str, *, environ: Mapping[str, str] = os.environ) -> None:
 
 
 def remove_context(name: str, *, environ: Mapping[str, str] = os.environ) -> None:
-    """Forget a context; none is current after the current one. Raises as `use_context`."""
+    """Forget a context; none is current after the current one. Raises as `forget_tokens`."""
 
     def remove(stored: Contexts) -> Contexts:
         stored.get(name)
@@ -318,8 +389,23 @@ def remove_context(name: str, *, environ: Mapping[str, str] = os.environ) -> Non
     _change(remove, environ)
 
 
+def _put(stored: Contexts, name: str, context: Context, environ: Mapping[str, str]) -> Contexts:
+    """Put a context in place of what has this name, its secrets into the keyring where it asks for that."""
+    hold = False
+    if context.keyring and context.token is not None:
+        from taskctl import vault  # noqa: PLC0415 - for the few that keep secrets there
+
+        vault.write(_entry(name, environ), context.token, context.session)
+        context, hold = context._replace(token=None, session=None), True
+    return stored._replace(contexts={**stored.contexts, name: context._replace(held=hold)})
+
+
 def _change(change: Callable[[Contexts], Contexts], environ: Mapping[str, str]) -> None:
-    """Read, change, write: two processes at once take turns, and neither loses anything."""
+    """Read, change, write: two processes at once take turns, and neither loses anything.
+
+    What the contexts do not use any more is taken out of the keyring last, so that one that does not open
+    keeps nobody from logging out.
+    """
     file = path(environ)
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -331,7 +417,14 @@ def _change(change: Callable[[Contexts], Contexts], environ: Mapping[str, str]) 
             import fcntl  # noqa: PLC0415 - not on every platform
 
             fcntl.flock(lock, fcntl.LOCK_EX)
-        _write(file, change(load(environ)))
+        before = load(environ)
+        after = change(before)
+        _write(file, after)
+        for name, context in before.contexts.items():
+            if context.held and not after.contexts.get(name, Context("")).held:
+                from taskctl import vault  # noqa: PLC0415 - for the few that keep secrets there
+
+                vault.erase(_entry(name, environ))
     finally:
         os.close(lock)  # which unlocks
 
@@ -341,10 +434,7 @@ def _write(file: Path, stored: Contexts) -> None:
     data = {
         "version": 1,
         "current": stored.current,
-        "contexts": {
-            name: {"server": context.server, "token": context.token, "allow_http": context.allow_http}
-            for name, context in stored.contexts.items()
-        },
+        "contexts": {name: _members(context) for name, context in stored.contexts.items()},
     }
     temporary = file.with_name(f".{file.name}.{os.urandom(8).hex()}")
     try:
@@ -361,6 +451,16 @@ def _write(file: Path, stored: Contexts) -> None:
             raise
     except OSError as error:
         raise _unwritable(file, error) from error
+
+
+def _members(context: Context) -> dict[str, Any]:
+    """A context as it is stored: three members always, the others where they say something."""
+    members = context._asdict()
+    return {
+        name: value
+        for name, value in members.items()
+        if name in {"server", "token", "allow_http"} or value not in {None, False}
+    }
 
 
 def _unwritable(file: Path, error: OSError) -> LocalError:

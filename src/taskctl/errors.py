@@ -310,6 +310,30 @@ class NotLoggedIn(LocalError):
     code, exit_code = "not_logged_in", 4
 
 
+class LoginDenied(LocalError):
+    """The login was denied."""
+
+    code, exit_code = "login_denied", 4
+
+
+class LoginExpired(LocalError):
+    """Nobody has confirmed the login in time."""
+
+    code, exit_code = "login_expired", 4
+
+
+class KeyringFailed(LocalError):
+    """The system's keyring cannot be used."""
+
+    code = "keyring_failed"
+
+
+class ClockWrong(LocalError):
+    """This machine's clock differs from the server's."""
+
+    code = "clock_wrong"
+
+
 class ServerUnreachable(LocalError):
     """The server cannot be reached."""
 

@@ -19,14 +19,18 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from taskctl import errors
+from taskctl.addresses import is_loopback
 from taskctl.answers import Answer, error_of, retry_after, unexpected, unexpected_kind
-from taskctl.contexts import TIMEOUT_DEFAULT, is_loopback
+from taskctl.contexts import TIMEOUT_DEFAULT
 
 TRY_TIMEOUT = 10.0
 """Seconds that one try may wait for the server's next byte."""
 
 BACKOFF_FIRST, BACKOFF_MAX = 0.1, 5.0
 """Seconds: the most that is waited before the first repeat, doubled before each further one up to the cap."""
+
+ANSWER_MAX = 64 << 20
+"""Bytes in an answer: more than a page of the longest tasks takes."""
 
 _TRY_AGAIN = frozenset({429, 502, 503, 504})
 _GATEWAY_LOST_IT = frozenset({502, 504})
@@ -81,12 +85,15 @@ class Transport:
     before this machine. Not for use by several threads at once.
 
     Args:
-        server: its root URL, as `contexts.server_root` returns it.
+        server: its root URL, as `addresses.server_root` returns it.
         timeout: seconds for one request, its repeats included.
         on_retry: told before each wait: which try comes next, why, and after how many seconds.
         on_try: told after each try.
         sleep: waits so many seconds.
         clock: seconds that only grow.
+        kind: what the server is expected to be, for messages.
+        error_of: the error that an answer with a status other than 2xx stands for.
+        answer_max: bytes; a longer answer is an unexpected one.
 
     Raises:
         SettingsInvalid: the proxy is not one that can be used.
@@ -101,8 +108,14 @@ class Transport:
         on_try: Callable[[Try], None] | None = None,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
+        kind: str = "taskctl",
+        error_of: Callable[[str, Answer], errors.TaskctlError] = error_of,
+        answer_max: int = ANSWER_MAX,
     ) -> None:
         self.server = server
+        self._kind = kind
+        self._error_of = error_of
+        self._answer_max = answer_max
         self._timeout = timeout
         self._on_retry = on_retry
         self._on_try = on_try
@@ -207,7 +220,8 @@ class Transport:
         except (ConnectionError, http.client.IncompleteRead, ssl.SSLEOFError) as error:
             raise _Failed(self._unreachable(error, sent=sent), again=True, sent=sent) from error
         except http.client.HTTPException as error:
-            raise _Failed(unexpected(self.server, "something other than HTTP"), sent=sent) from error
+            other = unexpected(self.server, "something other than HTTP", self._kind)
+            raise _Failed(other, sent=sent) from error
         except OSError as error:
             # Some versions of Python keep a refused tunnel's socket in the frames of the error.
             traceback.clear_frames(error.__traceback__)
@@ -228,10 +242,13 @@ class Transport:
 
     def _read(self, response: http.client.HTTPResponse, deadline: float) -> Answer:
         with response:
-            chunks = []
-            while chunk := response.read1(1 << 16):
+            chunks, size, stated = [], 0, response.length or 0
+            while max(size, stated) <= self._answer_max and (chunk := response.read1(1 << 16)):
                 chunks.append(chunk)
+                size += len(chunk)
                 self._limit(deadline)
+            if max(size, stated) > self._answer_max:
+                raise _Failed(unexpected(self.server, f"more than {self._answer_max} bytes", self._kind))
             if response.length:  # unlike read, read1 takes an early end for the end
                 raise http.client.IncompleteRead(b"", response.length)
             return Answer(response.status, response.reason, response.headers, b"".join(chunks))
@@ -241,7 +258,7 @@ class Transport:
         status = answer.status
         if status not in range(200, 300):
             raise _Failed(
-                error_of(self.server, answer),
+                self._error_of(self.server, answer),
                 again=status in _TRY_AGAIN,
                 wait=retry_after(answer),
                 sent=status in _GATEWAY_LOST_IT,
@@ -250,9 +267,9 @@ class Transport:
         if status == HTTPStatus.NO_CONTENT:
             return
         if answer.media_type != "application/json":
-            raise _Failed(unexpected_kind(self.server, answer), status=status)
+            raise _Failed(unexpected_kind(self.server, answer, self._kind), status=status)
         if answer.json is None:
-            damaged = unexpected(self.server, "JSON that is damaged")
+            damaged = unexpected(self.server, "JSON that is damaged", self._kind)
             raise _Failed(damaged, again=True, sent=True, status=status)
 
     def _unreachable(self, error: Exception, *, sent: bool) -> errors.ServerUnreachable:

@@ -6,7 +6,7 @@ Data goes to stdout, everything else to stderr. Text from elsewhere is never sen
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Annotated, Any
@@ -183,19 +183,31 @@ def connect(settings: "ClientSettings", *, debug: bool) -> "Client":
     def show_retry(number: int, reason: str, wait: float) -> None:
         note(f"taskctl: {escaped(reason)} Try {number} in {wait:.1f} s.")
 
-    def show_try(done: "Try") -> None:
-        milliseconds = done.seconds * 1000
-        line = f"taskctl: {done.method} {done.url}: {done.outcome}, {milliseconds:.0f} ms, try {done.number}"
-        typer.echo(escaped(line), err=True)
+    renew: Callable[[bool], str] | None = None
+    if (session := settings.session) is not None:
+
+        def renew(early: bool) -> str:
+            from taskctl import better_auth
+
+            on_try = show_try if debug else None
+            return better_auth.renew(settings, session, once=early, on_try=on_try)
 
     return Client(
         settings.server,
         settings.token,
+        renew=renew,
         timeout=settings.timeout,
         allow_http=settings.allow_http,
         on_retry=show_retry,
         on_try=show_try if debug else None,
     )
+
+
+def show_try(done: "Try") -> None:
+    """Show one try of a request on stderr, for `--debug`."""
+    milliseconds = done.seconds * 1000
+    line = f"taskctl: {done.method} {done.url}: {done.outcome}, {milliseconds:.0f} ms, try {done.number}"
+    typer.echo(escaped(line), err=True)
 
 
 def note(text: str) -> None:

@@ -15,6 +15,12 @@ def _add_tasks(app: typer.Typer) -> None:
     app.add_typer(tasks.app, name="tasks")
 
 
+def _add_login(app: typer.Typer) -> None:
+    from taskctl.cli import login
+
+    login.register(app)
+
+
 def _add_account(app: typer.Typer) -> None:
     from taskctl.cli import account
 
@@ -38,7 +44,7 @@ class _Root(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self._unloaded = [_add_tasks, _add_account, _add_token, _add_server]
+        self._unloaded = [_add_tasks, _add_login, _add_account, _add_token, _add_server]
         spare_pydantic(self)
 
     def _load(self) -> None:
