@@ -9,8 +9,9 @@ import httpx
 import jwt
 import pytest
 
-from better_auth import DEVICE_GRANT, PASSWORD
-from conftest import SECRET, free_port, until
+from better_auth import DEVICE_GRANT, PASSWORD, waiting_login
+from conftest import SECRET, bare_environ, free_port, taskctl, until
+from taskctl import contexts
 from taskctl.tokens import mint
 
 TASKS = "/api/v1/me/tasks"
@@ -43,8 +44,13 @@ def trusting(start_server, database_url):
 
 @pytest.fixture(scope="module")
 def insider(start_better_auth, trusting):
-    """A Better Auth that signs its cookies with its keys, and a server that was given its secret too."""
-    issuer = start_better_auth(BETTER_AUTH_SECRET=SECRET, AUTH_COOKIE_CACHE="keys")
+    """A Better Auth that signs its cookies with its keys, and a server that was given its secret too.
+
+    Its tokens last a second, so `taskctl` replaces them before every use; the server's leeway is longer.
+    """
+    issuer = start_better_auth(
+        BETTER_AUTH_SECRET=SECRET, AUTH_COOKIE_CACHE="keys", JWT_LIFETIME="1s", DEVICE_INTERVAL="1s"
+    )
     return issuer, trusting(issuer.url, BETTER_AUTH_SECRET=SECRET)
 
 
@@ -263,3 +269,68 @@ def test_device_flow_refused(better_auth_pair, client, error):
         question = {"grant_type": DEVICE_GRANT, "device_code": code["device_code"], "client_id": client}
         answer = issuer.ask("POST", "/device/token", json=question)
     assert (answer.status_code, answer.json()["error"]) == (400, error)
+
+
+@pytest.fixture
+def environ(tmp_path):
+    """The environment of somebody who has not logged in yet."""
+    return bare_environ(tmp_path, TASKCTL_CONFIG_DIR=str(tmp_path / "config"))
+
+
+def log_in(issuer, server, account, environ):
+    """Log in with `taskctl login`, and return the context that is stored."""
+    with waiting_login(server.url, issuer.url, environ) as login:
+        issuer.decide(account, login.user_code)
+        code, said = login.end()
+    assert (code, f" as {account.email} " in said) == (0, True), said
+    return current(environ)
+
+
+def current(environ):
+    """What is stored of the login."""
+    stored = contexts.load(environ)
+    return stored.get(stored.current)
+
+
+def test_login_and_logout(better_auth_pair, environ):
+    """`taskctl login` waits for the approval and is that user from then on; logging out ends the session."""
+    issuer, server = better_auth_pair
+    account = issuer.sign_up()
+    session = log_in(issuer, server, account, environ).session
+    assert taskctl("tasks", "add", "Buy milk", environ=environ).code == 0
+    assert [task["title"] for task in ask(server, issuer.token(account)).json()["items"]] == ["Buy milk"]
+    assert issuer.ask("GET", "/token", session).status_code == 200
+    assert taskctl("logout", environ=environ).code == 0
+    assert issuer.ask("GET", "/token", session).status_code == 401
+    assert (current(environ).token, current(environ).session) == (None, None)
+
+
+def test_login_that_is_denied(better_auth_pair, environ):
+    """Somebody who did not ask for it says no, and nothing is stored."""
+    issuer, server = better_auth_pair
+    with waiting_login(server.url, issuer.url, environ) as login:
+        issuer.decide(issuer.sign_up(), login.user_code, "deny")
+        code, said = login.end()
+    assert (code, "login_denied" in said) == (4, True)
+    assert contexts.load(environ).contexts == {}
+
+
+def test_login_renews_its_token_until_it_is_revoked(insider, environ):
+    """A token near its end is replaced unnoticed; once the session is revoked, that end is the login's."""
+    issuer, server = insider
+    account = issuer.sign_up()
+    first = log_in(issuer, server, account, environ).token
+
+    def renewed():
+        assert taskctl("tasks", "list", environ=environ).code == 0
+        return current(environ).token != first
+
+    until(renewed)
+    issuer.ask("POST", "/revoke-sessions", account.session, json={}).raise_for_status()
+
+    def refused():
+        done = taskctl("tasks", "list", environ=environ)
+        return done if done.code else None
+
+    done = until(refused)
+    assert (done.code, "taskctl login --context" in done.err) == (4, True)
