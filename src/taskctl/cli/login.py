@@ -119,10 +119,10 @@ def logout(
         str | None, typer.Option("--context", metavar="NAME", help="Which; the current one.")
     ] = None,
 ) -> None:
-    """Log out: end the login at the auth server, and forget the tokens.
+    """Log out, and forget the tokens.
 
-    The context's server stays, for the next login. Where the auth server cannot be told, the tokens are
-    forgotten all the same.
+    The login ends at the auth server, too. Where that cannot be told, the tokens are forgotten all the same.
+    The context's server stays, for the next login.
     """
     flags: contexts.Flags = context.find_root().obj
     stored = contexts.load()

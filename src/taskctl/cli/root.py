@@ -27,6 +27,12 @@ def _add_account(app: typer.Typer) -> None:
     account.register(app)
 
 
+def _add_doctor(app: typer.Typer) -> None:
+    from taskctl.cli import doctor
+
+    doctor.register(app)
+
+
 def _add_token(app: typer.Typer) -> None:
     from taskctl.cli import token
 
@@ -44,7 +50,7 @@ class _Root(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self._unloaded = [_add_tasks, _add_login, _add_account, _add_token, _add_server]
+        self._unloaded = [_add_tasks, _add_login, _add_account, _add_doctor, _add_token, _add_server]
         spare_pydantic(self)
 
     def _load(self) -> None:
