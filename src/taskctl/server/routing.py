@@ -49,6 +49,11 @@ log: Any = structlog.get_logger()
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 
+RETRY_AFTER = {
+    "Retry-After": {"description": "Seconds.", "required": True, "schema": {"type": "integer", "minimum": 0}}
+}
+"""How the OpenAPI document has the header of an answer that tells when to try again."""
+
 _MESSAGES = {"extra_forbidden": "There is nothing of this name.", "missing": "This is required."}
 """Said in place of pydantic's own words."""
 
