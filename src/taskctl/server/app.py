@@ -20,6 +20,7 @@ from taskctl.server.middleware import Cors, Envelope, Hosts, Problems
 from taskctl.server.routes import metrics as metrics_route
 from taskctl.server.routes import pages, probes, tasks
 from taskctl.server.routing import Service
+from taskctl.server.tracing import Tracing
 from taskctl.setting import Metrics as MetricsAccess
 from taskctl.tokens import create_verifier
 
@@ -37,7 +38,7 @@ class Application(FastAPI):
             app = Cors(app, service.settings.cors_origins)
         if service.settings.allowed_hosts:
             app = Hosts(app, service.settings.allowed_hosts)
-        return Envelope(app, service.metrics, service.limiter.policy)
+        return Envelope(app, service.metrics, service.tracing, service.limiter.policy)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document; errors are `application/problem+json`, which FastAPI cannot be told."""
@@ -59,7 +60,7 @@ def create_app(settings: ServerSettings) -> Application:
         settings: complete: `database_url` is set, and so is a secret.
 
     Raises:
-        SettingsInvalid: they are not.
+        SettingsInvalid: they are not, or ask for an extra that is not installed.
     """
     if settings.database_url is None:
         raise SettingsInvalid("DATABASE_URL is not set")
@@ -72,6 +73,7 @@ def create_app(settings: ServerSettings) -> Application:
         verifier=create_verifier(settings),
         limiter=_create_limiter(settings, metrics),
         metrics=metrics,
+        tracing=None if settings.traces == "off" else Tracing(),
         started=time.monotonic(),
     )
 
@@ -86,6 +88,8 @@ def create_app(settings: ServerSettings) -> Application:
                 sampling.cancel()
             await service.limiter.close()
             await service.database.close()
+            if service.tracing is not None:
+                await service.tracing.close()
 
     app = Application(
         title="taskctl",
