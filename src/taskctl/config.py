@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import PrivateAttr, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -231,6 +231,9 @@ class ServerSettings(TrustSettings):
         None,
         expects=f"at least {_MIN_METRICS_TOKEN} visible ASCII characters",
         description="The bearer token for `/metrics`, where `TASKCTL_METRICS` is `token`.",
+    )
+    traces: Annotated[Literal["off", "otlp"], read(lower)] = setting(
+        "TASKCTL_TRACES", "off", expects="off or otlp", description="`otlp` sends traces: the extra `otel`."
     )
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)

@@ -20,6 +20,7 @@ from pydantic import (
     StringConstraints,
     WithJsonSchema,
 )
+from pydantic.json_schema import SkipJsonSchema
 
 from taskctl.vocabulary import (
     DESCRIPTION_MAX,
@@ -173,7 +174,11 @@ class ListQuery(Body):
 
     status: Status = Status.all
     limit: Annotated[int, BeforeValidator(_digits)] = Field(PAGE_LIMIT_DEFAULT, ge=1, le=PAGE_LIMIT_MAX)
-    cursor: str | None = Field(None, description="The `next_cursor` of the page before.")
+    cursor: str | SkipJsonSchema[None] = Field(
+        None,
+        description="The `next_cursor` of the page before, in a list of the same order.",
+        json_schema_extra={"pattern": "^[A-Za-z0-9_-]{7,32}$"},
+    )
     order: Order = Field(Order.asc, description="By id.")
 
 

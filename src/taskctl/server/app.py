@@ -23,6 +23,7 @@ from taskctl.server.middleware import Cors, Envelope, Hosts, Problems
 from taskctl.server.routes import me, pages, probes, tasks
 from taskctl.server.routes import metrics as metrics_route
 from taskctl.server.routing import Service
+from taskctl.server.tracing import Tracing
 from taskctl.setting import Metrics as MetricsAccess
 from taskctl.tokens import create_verifier
 
@@ -42,7 +43,7 @@ class Application(FastAPI):
             app = Cors(app, service.settings.cors_origins)
         if service.settings.allowed_hosts:
             app = Hosts(app, service.settings.allowed_hosts)
-        return Envelope(app, service.metrics, service.limiter.policy)
+        return Envelope(app, service.metrics, service.tracing, service.limiter.policy)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document; errors are `application/problem+json`, which FastAPI cannot be told."""
@@ -64,7 +65,7 @@ def create_app(settings: ServerSettings) -> Application:
         settings: complete: `database_url` is set, and `check_trust` has nothing against them.
 
     Raises:
-        SettingsInvalid: they are not.
+        SettingsInvalid: they are not, or ask for an extra that is not installed.
     """
     if settings.database_url is None:
         raise SettingsInvalid("DATABASE_URL is not set")
@@ -81,6 +82,7 @@ def create_app(settings: ServerSettings) -> Application:
         verifier=verifier,
         limiter=_create_limiter(settings, metrics),
         metrics=metrics,
+        tracing=None if settings.traces == "off" else Tracing(),
         started=time.monotonic(),
     )
 
@@ -99,6 +101,8 @@ def create_app(settings: ServerSettings) -> Application:
                 await key_set.close()
             await service.limiter.close()
             await service.database.close()
+            if service.tracing is not None:
+                await service.tracing.close()
 
     app = Application(
         title="taskctl",

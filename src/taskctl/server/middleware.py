@@ -32,6 +32,7 @@ from taskctl.errors import (
 )
 from taskctl.server.metrics import Metrics
 from taskctl.server.routing import Exchange, challenge, client_address
+from taskctl.server.tracing import Tracing
 
 log: Any = structlog.get_logger()
 
@@ -71,14 +72,17 @@ _ANY_HOST = frozenset({"/livez", "/readyz", "/metrics"})
 
 
 class Envelope:
-    """Gives each request an id, its answer the headers that all have, and log and metrics one event.
+    """Gives each request an id, its answer the headers that all have, and log, metrics and traces their part.
 
     HEAD is answered as GET is, without the body (RFC 9110, section 9.3.2).
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics | None, rate_limit_policy: str) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics | None, tracing: Tracing | None, rate_limit_policy: str
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
         self._policy = rate_limit_policy.encode("ascii")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,9 +105,11 @@ class Envelope:
             await send(message)
 
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
-        metrics = self._metrics
+        metrics, tracing = self._metrics, self._tracing
         if metrics is not None:
             metrics.in_flight += 1
+        if tracing is not None:
+            exchange.span = tracing.begin(scope, exchange.request_id)
         try:
             await self._app(inner, receive, answer)
         finally:
@@ -112,6 +118,10 @@ class Envelope:
             if metrics is not None:
                 metrics.in_flight -= 1
                 metrics.request_ended(scope["method"], route, status, seconds)
+            if tracing is not None:
+                tracing.end(
+                    exchange.span, route=route, status=status, answered=status != _CLIENT_CLOSED_REQUEST
+                )
             _log_request(scope, exchange, route=route, status=status, size=size, seconds=seconds)
 
     def _headers(self, scope: Scope, exchange: Exchange) -> list[tuple[bytes, bytes]]:
@@ -196,7 +206,7 @@ class Problems:
             case HTTPException():
                 return BadRequest(error.detail)
             case _:
-                log.error("internal_error", request_id=scope["taskctl.exchange"].request_id, exc_info=error)
+                log.error("internal_error", **scope["taskctl.exchange"].names, exc_info=error)
                 return InternalError()
 
     def _allowed(self, scope: Scope) -> set[str]:
@@ -275,7 +285,7 @@ def _log_request(
     database = exchange.database_seconds
     log.info(
         "request",
-        request_id=exchange.request_id,
+        **exchange.names,
         user_id=exchange.user_id,
         method=scope["method"],
         route=route,

@@ -43,12 +43,18 @@ from taskctl.server.draining import Drain
 from taskctl.server.limits import Limiter
 from taskctl.server.metrics import Metrics
 from taskctl.server.queries import Statement
+from taskctl.server.tracing import Tracing, trace_id
 from taskctl.tokens import Identity, Verifier, shorten, unverified
 
 log: Any = structlog.get_logger()
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
+
+RETRY_AFTER = {
+    "Retry-After": {"description": "Seconds.", "required": True, "schema": {"type": "integer", "minimum": 0}}
+}
+"""How the OpenAPI document has the header of an answer that tells when to try again."""
 
 _MESSAGES = {"extra_forbidden": "There is nothing of this name.", "missing": "This is required."}
 """Said in place of pydantic's own words."""
@@ -73,6 +79,8 @@ class Service:
     limiter: Limiter
     metrics: Metrics | None
     """None where they are off."""
+    tracing: Tracing | None
+    """None where there are no traces."""
     started: float
     """`time.monotonic()` when the process started to serve."""
     drain: Drain = field(default_factory=Drain)
@@ -81,7 +89,7 @@ class Service:
 class Exchange:
     """What is known of one request for its answer's headers and its line in the log."""
 
-    __slots__ = ("database_seconds", "rate_limit", "request_id", "started", "user_id")
+    __slots__ = ("database_seconds", "rate_limit", "request_id", "span", "started", "user_id")
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
@@ -90,6 +98,14 @@ class Exchange:
         self.user_id: str | None = None
         self.rate_limit: str | None = None
         """The `RateLimit` header."""
+        self.span: Any = None
+        """The request's span, where there are traces."""
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the log's events of this request have in common."""
+        names = {"request_id": self.request_id}
+        return names if self.span is None else names | {"trace_id": trace_id(self.span)}
 
 
 class Call(Request):
@@ -119,18 +135,22 @@ class Call(Request):
         exchange: Exchange = self.scope["taskctl.exchange"]
         service = self.service
         metrics = service.metrics
+        failure = None
         started = time.perf_counter()
         try:
             return await service.database.fetch(statement, {"user_id": self.identity.user_id, **parameters})
         except Unavailable as error:
+            failure = error.code
             if metrics is not None:
-                metrics.statement_failed(statement.name, error.code)
+                metrics.statement_failed(statement.name, failure)
             raise
         finally:
             seconds = time.perf_counter() - started
             exchange.database_seconds = (exchange.database_seconds or 0) + seconds
             if metrics is not None:
                 metrics.statement_ended(statement.name, seconds)
+            if service.tracing is not None:
+                service.tracing.statement(exchange.span, statement.name, seconds, failure)
 
 
 class PublicRoute(APIRoute):
@@ -296,9 +316,9 @@ def _log_acceptance(call: Call, identity: Identity) -> None:
     """The event of a token that was verified. While it is remembered, the event of each request is enough."""
     log.info(
         "auth_accepted",
-        request_id=call.scope["taskctl.exchange"].request_id,
         code="accepted",
         client=client_address(call.scope),
+        **call.scope["taskctl.exchange"].names,
         sub=identity.user_id,
         kid=identity.key_id,
         alg=identity.algorithm,
@@ -312,9 +332,9 @@ def _log_refusal(
     """The event of a refusal."""
     log.info(
         "auth_refused",
-        request_id=call.scope["taskctl.exchange"].request_id,
         code=error.code,
         client=client_address(call.scope),
+        **call.scope["taskctl.exchange"].names,
         **claims,
     )
 

@@ -9,12 +9,12 @@ from taskctl import __version__
 from taskctl.errors import NotReady, Unavailable
 from taskctl.models import Health, KeySetHealth, Liveness, Problem, Readiness
 from taskctl.server import migrations
-from taskctl.server.routing import JSON, Call, PublicRoute, Service
+from taskctl.server.routing import JSON, RETRY_AFTER, Call, PublicRoute, Service
 
 router = APIRouter(route_class=PublicRoute, tags=["probes"])
 
 _NOT_READY: dict[int | str, dict[str, Any]] = {
-    503: {"model": Problem, "description": "Not ready; `checks` says why."}
+    503: {"model": Problem, "description": "Not ready; `checks` says why.", "headers": RETRY_AFTER}
 }
 
 

@@ -10,21 +10,41 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Header, Path, Query, Response
 from fastapi.security import HTTPBearer
 from psycopg.types.numeric import Int8
+from pydantic.json_schema import SkipJsonSchema
 
 from taskctl.errors import BadRequest, IdempotencyKeyReused, TaskNotFound, VersionConflict
 from taskctl.models import Completion, ListQuery, Problem, Task, TaskContent, TaskPage, TaskPatch
 from taskctl.server import queries
 from taskctl.server.database import Row
-from taskctl.server.routing import JSON, MERGE_PATCH, Call, TaskRoute
+from taskctl.server.routing import JSON, MERGE_PATCH, RETRY_AFTER, Call, TaskRoute
 from taskctl.vocabulary import API_PREFIX, IDEMPOTENCY_KEY_MAX, TASK_ID_MAX, Order
 
+_CHALLENGE = {
+    "WWW-Authenticate": {
+        "description": "RFC 6750, section 3.",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^Bearer "},
+    }
+}
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    401: {"model": Problem, "description": "No token, or not one that this server accepts."},
+    401: {
+        "model": Problem,
+        "description": "No token, or not one that this server accepts.",
+        "headers": _CHALLENGE,
+    },
     403: {"model": Problem, "description": "Not your tasks, or a scope that does not allow this."},
     422: {"model": Problem, "description": "Values or parameters that are not allowed."},
-    429: {"model": Problem, "description": "Too many requests; go on after `Retry-After` seconds."},
+    429: {
+        "model": Problem,
+        "description": "Too many requests; go on after `Retry-After` seconds.",
+        "headers": RETRY_AFTER,
+    },
     500: {"model": Problem, "description": "The server failed."},
-    503: {"model": Problem, "description": "Try again after `Retry-After` seconds."},
+    503: {
+        "model": Problem,
+        "description": "Try again after `Retry-After` seconds.",
+        "headers": RETRY_AFTER,
+    },
 }
 _BAD: dict[int | str, dict[str, Any]] = {400: {"model": Problem, "description": "Malformed."}}
 _ABSENT: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such task."}}
@@ -33,7 +53,24 @@ _BODY: dict[int | str, dict[str, Any]] = _BAD | {
     413: {"model": Problem, "description": "The body is too large."},
     415: {"model": Problem, "description": "The body is of another media type."},
 }
-_ETAG = {"ETag": {"description": "The task's version, quoted.", "schema": {"type": "string"}}}
+_ETAG = {
+    "ETag": {
+        "description": "The task's version, quoted.",
+        "required": True,
+        "schema": {"type": "string", "pattern": '^"[1-9][0-9]*"$'},
+    }
+}
+_PAGE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": TaskPage,
+        "headers": {
+            "Link": {
+                "description": 'The next page, where there is one, with `rel="next"`.',
+                "schema": {"type": "string"},
+            }
+        },
+    }
+}
 _TASK: dict[int | str, dict[str, Any]] = {200: {"model": Task, "headers": _ETAG}}
 _BOTH_PATCH_TYPES = {
     "requestBody": {"content": {MERGE_PATCH: {"schema": {"$ref": "#/components/schemas/TaskPatch"}}}}
@@ -45,6 +82,9 @@ _BOTH_COMPLETION_TYPES = {
 _NO_DIGEST = b""
 """Stands where no client's key asks whether the content is the same."""
 
+_TAG = r'(W/)?"[!#-~\u0080-\u00FF]*"'
+"""An entity tag in the words of JSON Schema."""
+
 _NEXT_ENTITY_TAG = re.compile(r'[ \t,]*(?:(W/)?"([\x21\x23-\x7e\x80-\xff]*)"(?=[ \t]*(?:,|$))|$)')
 
 BEARER = HTTPBearer(bearerFormat="JWT", description="`taskctl token mint` makes one.")
@@ -52,15 +92,18 @@ BEARER = HTTPBearer(bearerFormat="JWT", description="`taskctl token mint` makes 
 
 TaskId = Annotated[int, Path(ge=1, le=TASK_ID_MAX, description="What cannot be an id is 404.")]
 IfMatch = Annotated[
-    str | None,
+    str | SkipJsonSchema[None],
     Header(
-        description="Entity tags, comma-separated, or `*`: change the task only at one of these versions."
+        description="Entity tags, comma-separated, or `*`: change the task only at one of these versions.",
+        json_schema_extra={
+            "anyOf": [{"const": "*"}, {"pattern": rf"^[ \t,]*{_TAG}([ \t]*,[ \t,]*{_TAG})*[ \t,]*$"}]
+        },
     ),
 ]
 
 
 async def _owner(
-    user_id: Annotated[str, Path(description="The `sub` of the token; `me` stands for it.")],
+    user_id: Annotated[str, Path(description="The `sub` of the token; `me` stands for it.", examples=["me"])],
 ) -> None:
     """Declared for the OpenAPI document; `TaskRoute` does what it says."""
 
@@ -77,7 +120,7 @@ router = APIRouter(
 )
 
 
-@router.get("/tasks", responses=_BAD | {200: {"model": TaskPage}})
+@router.get("/tasks", responses=_BAD | _PAGE)
 async def list_tasks(call: Call, query: Annotated[ListQuery, Query()]) -> Response:
     """List tasks, page by page."""
     start = None if query.cursor is None else _decode_cursor(query.cursor, query.order)
@@ -104,10 +147,14 @@ async def list_tasks(call: Call, query: Annotated[ListQuery, Query()]) -> Respon
             "model": Task,
             "headers": _ETAG
             | {
-                "Location": {"description": "The task's path.", "schema": {"type": "string"}},
+                "Location": {
+                    "description": "The task's path.",
+                    "required": True,
+                    "schema": {"type": "string", "format": "uri-reference"},
+                },
                 "Idempotency-Replayed": {
                     "description": "`true` when this key made the task before.",
-                    "schema": {"type": "string"},
+                    "schema": {"const": "true"},
                 },
             },
         }
@@ -117,8 +164,11 @@ async def create_task(
     call: Call,
     body: TaskContent,
     idempotency_key: Annotated[
-        str | None,
-        Header(description="1-255 visible ASCII characters. The same key and content make one task."),
+        str | SkipJsonSchema[None],
+        Header(
+            description="The same key and content make one task.",
+            json_schema_extra={"pattern": f"^[!-~]{{1,{IDEMPOTENCY_KEY_MAX}}}$"},
+        ),
     ] = None,
 ) -> Response:
     """Create a task."""
@@ -146,12 +196,16 @@ async def create_task(
 
 @router.get(
     "/tasks/{task_id}",
-    responses=_TASK | _ABSENT | {304: {"description": "The task is as `If-None-Match` has it."}},
+    responses=_TASK
+    | _ABSENT
+    | {304: {"description": "The task is as `If-None-Match` has it.", "headers": _ETAG}},
 )
 async def read_task(
     call: Call,
     task_id: TaskId,
-    if_none_match: Annotated[str | None, Header(description="Entity tags, comma-separated, or `*`.")] = None,
+    if_none_match: Annotated[
+        str | SkipJsonSchema[None], Header(description="Entity tags, comma-separated, or `*`.")
+    ] = None,
 ) -> Response:
     """Read one task."""
     _, version, task = _found(await call.fetch(queries.READ_TASK, id=Int8(task_id)))
@@ -277,7 +331,7 @@ def _versions(if_match: str | None) -> list[Int8] | None:
 
     A weak tag never matches (RFC 9110, section 13.1.1), nor does one that no version of a task has.
     """
-    if if_match is None or if_match.strip() == "*":
+    if if_match is None or if_match.strip(" \t") == "*":
         return None
     tags = _entity_tags(if_match)
     if tags is None:
@@ -289,7 +343,7 @@ def _versions(if_match: str | None) -> list[Int8] | None:
 
 def _none_match_fails(if_none_match: str, version: int) -> bool:
     """Whether `If-None-Match` names this version; weak tags count (RFC 9110, section 13.1.2)."""
-    if if_none_match.strip() == "*":
+    if if_none_match.strip(" \t") == "*":
         return True
     return any(text == str(version) for _, text in _entity_tags(if_none_match) or ())
 
