@@ -67,42 +67,12 @@ def create_app(settings: ServerSettings) -> Application:
     Raises:
         SettingsInvalid: they are not, or ask for an extra that is not installed.
     """
-    if settings.database_url is None:
-        raise SettingsInvalid("DATABASE_URL is not set")
-    check_url(settings.database_url.get_secret_value())
-    database = Database(settings, settings.database_url.get_secret_value())
-    metrics = None if settings.metrics is MetricsAccess.off else Metrics(database.pool_use)
-    verifier = create_verifier(settings, functools.partial(_tell_of_keys, metrics))
-    key_set = verifier.key_set
-    if metrics is not None and key_set is not None:
-        metrics.watch_key_set(key_set.state)
-    service = Service(
-        settings=settings,
-        database=database,
-        verifier=verifier,
-        limiter=_create_limiter(settings, metrics),
-        metrics=metrics,
-        tracing=None if settings.traces == "off" else Tracing(),
-        started=time.monotonic(),
-    )
+    service = _create_service(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await service.database.open()
-        if key_set is not None:
-            key_set.start()
-        sampling = asyncio.create_task(_sample(metrics)) if metrics is not None and metrics.shared else None
-        try:
+        async with _running(service):
             yield
-        finally:
-            if sampling is not None:
-                sampling.cancel()
-            if key_set is not None:
-                await key_set.close()
-            await service.limiter.close()
-            await service.database.close()
-            if service.tracing is not None:
-                await service.tracing.close()
 
     app = Application(
         title="taskctl",
@@ -118,12 +88,53 @@ def create_app(settings: ServerSettings) -> Application:
     # Added as they are rather than included: an included router matches each request twice.
     for router in (me.router, tasks.router, probes.router):
         app.router.routes.extend(router.routes)
-    if metrics is not None:
+    if service.metrics is not None:
         metrics_route.add_metrics(app)
     pages.add_error_pages(app)
     if settings.docs:
         pages.add_documentation(app)
     return app
+
+
+def _create_service(settings: ServerSettings) -> Service:
+    if settings.database_url is None:
+        raise SettingsInvalid("DATABASE_URL is not set")
+    check_url(settings.database_url.get_secret_value())
+    database = Database(settings, settings.database_url.get_secret_value())
+    metrics = None if settings.metrics is MetricsAccess.off else Metrics(database.pool_use)
+    verifier = create_verifier(settings, functools.partial(_tell_of_keys, metrics))
+    if metrics is not None and verifier.key_set is not None:
+        metrics.watch_key_set(verifier.key_set.state)
+    return Service(
+        settings=settings,
+        database=database,
+        verifier=verifier,
+        limiter=_create_limiter(settings, metrics),
+        metrics=metrics,
+        tracing=None if settings.traces == "off" else Tracing(),
+        started=time.monotonic(),
+    )
+
+
+@contextlib.asynccontextmanager
+async def _running(service: Service) -> AsyncIterator[None]:
+    """What runs beside the requests: connections, the key set's refreshing, sampling; ended in turn."""
+    metrics, key_set = service.metrics, service.verifier.key_set
+    await service.database.open()
+    if key_set is not None:
+        key_set.start()
+    sampling = asyncio.create_task(_sample(metrics)) if metrics is not None and metrics.shared else None
+    try:
+        yield
+    finally:
+        if sampling is not None:
+            sampling.cancel()
+        if key_set is not None:
+            await key_set.close()
+        await service.limiter.close()
+        await service.database.close()
+        if service.tracing is not None:
+            await service.tracing.close()
 
 
 def _create_limiter(settings: ServerSettings, metrics: Metrics | None) -> Limiter:
