@@ -5,6 +5,7 @@ import http.client
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 import psycopg
 
@@ -77,3 +78,90 @@ def titles(database_url, user):
     with psycopg.connect(database_url) as connection:
         rows = connection.execute("SELECT title FROM task WHERE user_id = %s", [user.id]).fetchall()
     return sorted(title for (title,) in rows)
+
+
+class Journal:
+    """Writers that create a task and complete it, over and over, on kept-alive connections.
+
+    A request is sent once. What was acknowledged and what was not is written down.
+    """
+
+    def __init__(self, url, user):
+        self.created = {}
+        """The titles of acknowledged creates, by id."""
+        self.completed = set()
+        """The ids of acknowledged completions."""
+        self.failures = []
+        """What else came back: a status with its code, or what broke the connection."""
+        self._address = urlsplit(url).netloc
+        self._user = user
+        self._over = threading.Event()
+
+    def more(self, count=40):
+        """Wait until so many further tasks were completed."""
+        goal = len(self.completed) + count
+        until(lambda: len(self.completed) >= goal)
+
+    def write(self, writer):
+        """Create and complete until it is over."""
+        client = http.client.HTTPConnection(self._address, timeout=20)
+        number = 0
+        with contextlib.closing(client):
+            while not self._over.is_set():
+                number += 1
+                title = f"{writer}-{number}"
+                made = self._send(client, "POST", TASKS, {"title": title})
+                if made is not None:
+                    self.created[made["id"]] = title
+                    path = f"{TASKS}/{made['id']}/complete"
+                    if self._send(client, "PATCH", path, {"completed": True}) is not None:
+                        self.completed.add(made["id"])
+
+    def _send(self, client, method, path, body):
+        """The answer's content, or None where it is no success."""
+        try:
+            client.request(
+                method, path, json.dumps(body), {**self._user.headers, "Content-Type": "application/json"}
+            )
+            answer = client.getresponse()
+            content = answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            client.close()
+            self.failures.append((method, repr(error)))
+            return None
+        if answer.status in {200, 201}:
+            return json.loads(content)
+        self.failures.append((method, answer.status, content))
+        return None
+
+    def stop(self):
+        """Let the writers end."""
+        self._over.set()
+
+    def check(self, database_url):
+        """Every acknowledged task is there as acknowledged, and no create, acknowledged or not, made two."""
+        with psycopg.connect(database_url) as connection:
+            rows = connection.execute(
+                "SELECT id, title, completed FROM task WHERE user_id = %s", [self._user.id]
+            ).fetchall()
+        kept = {number: title for number, title, _ in rows}
+        assert self.created.items() <= kept.items()
+        assert self.completed <= {number for number, _, completed in rows if completed}
+        assert len(set(kept.values())) == len(rows)
+        lost = sum(1 for method, *_ in self.failures if method == "POST")
+        assert len(rows) <= len(self.created) + lost
+
+
+@contextlib.contextmanager
+def journal(url, user, writers=4):
+    """Writers for as long as the block runs; yields their journal."""
+    kept = Journal(url, user)
+    with ThreadPoolExecutor(writers) as pool:
+        running = [pool.submit(kept.write, writer) for writer in range(writers)]
+        try:
+            kept.more()
+            yield kept
+        finally:
+            kept.stop()
+    for each in running:
+        each.result()

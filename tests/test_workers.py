@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -114,6 +115,63 @@ def test_workers_do_not_outlive_their_supervisor(launch, database_url, user):
     assert httpx.get(again.url + TASKS, headers=user.headers).status_code == 200
     until(lambda: not any(lives(pid) for pid in workers), seconds=10)
     assert stop(again) == 0
+
+
+BLOCKER = """
+import signal, sys, time
+def block_the_loop(*_):
+    time.sleep(1000)
+if 'taskctl.server.worker' in sys.orig_argv:
+    signal.signal(signal.SIGUSR2, block_the_loop)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGUSR2])
+def test_a_worker_that_hangs_is_replaced(launch, database_url, tmp_path, number):
+    """Stopped, or with a loop that something blocks, it is killed; if it can it says where it was."""
+    (tmp_path / "sitecustomize.py").write_text(BLOCKER)
+    settings = variables(database_url, PYTHONPATH=str(tmp_path), TASKCTL_WORKER_TIMEOUT="2s")
+    server = wait_until_ready(launch("--workers", "2", **settings))
+    first, second = children(server)
+    os.kill(first, number)
+    until(lambda: server.log.read_text().count("worker_serving") == 3)
+    assert second in children(server)
+    assert not lives(first)
+    assert len(served_by(server)) == 2
+    log = server.log.read_text()
+    assert log.count("worker_hung") == log.count("reason=SIGKILL") == 1
+    assert ("in block_the_loop" in log) == (number == signal.SIGUSR2)
+    assert stop(server) == 0
+
+
+def test_suspended_together_they_go_on(launch, database_url):
+    """Where supervisor and workers stood still for longer than the limit, nobody is taken to hang."""
+    settings = variables(database_url, TASKCTL_WORKER_TIMEOUT="2s")
+    server = wait_until_ready(launch("--workers", "2", **settings))
+    workers = children(server)
+    everybody = [server.process.pid, *workers]
+    for pid in everybody:
+        os.kill(pid, signal.SIGSTOP)
+    over = time.monotonic() + 3
+    until(lambda: time.monotonic() > over)
+    for pid in everybody:
+        os.kill(pid, signal.SIGCONT)
+    assert len(served_by(server)) == 2
+    assert children(server) == workers
+    assert stop(server) == 0
+    assert "worker_hung" not in server.log.read_text()
+
+
+def test_a_supervisor_that_stands_still_stops_nobody(launch, database_url, user):
+    """Workers serve on while their supervisor is stopped, and it goes on with them afterwards."""
+    server = wait_until_ready(launch("--workers", "2", **variables(database_url)))
+    workers = children(server)
+    server.process.send_signal(signal.SIGSTOP)
+    assert httpx.get(server.url + TASKS, headers=user.headers).status_code == 200
+    assert len(served_by(server)) == 2
+    server.process.send_signal(signal.SIGCONT)
+    assert stop(server) == 0
+    assert not any(lives(pid) for pid in workers)
 
 
 def test_workers_that_cannot_start(tmp_path, database_url):

@@ -85,6 +85,14 @@ class ServerSettings(TrustSettings):
         within=(1, 256),
         description="How many processes serve; more than one are watched over and replaced by another.",
     )
+    worker_timeout: Seconds = setting(
+        "TASKCTL_WORKER_TIMEOUT",
+        30.0,
+        expects="seconds from 0.5 to 3600",
+        within=(0.5, 3600),
+        shown="30 s",
+        description="How long one of several workers may do nothing at all before it is killed and replaced.",
+    )
     trusted_proxies: Names = setting(
         "TASKCTL_TRUSTED_PROXIES",
         (),

@@ -1,7 +1,7 @@
 """Several workers on one listening socket, each a process of its own, kept alive for as long as we live.
 
 A worker gets its settings, and is told to end, through a socket pair; when the supervisor is gone, the pair
-is closed, and the worker ends by itself.
+is closed, and the worker ends by itself. A worker that answers nothing there hangs, and is killed.
 """
 
 import asyncio
@@ -28,11 +28,17 @@ from taskctl.server.listening import Listener
 
 log: Any = structlog.get_logger()
 
-DRAIN, HURRY = "drain", "hurry"
-"""What a worker is told."""
+DRAIN, HURRY, ASK = "drain", "hurry", "ask"
+"""What a worker is told; it answers the last."""
 
-SERVING, READY = "serving", "ready"
-"""What a worker tells: it listens; its checks are passed."""
+SERVING, READY, ALIVE = "serving", "ready", "alive"
+"""What a worker tells: it listens; its checks are passed; its event loop turns."""
+
+_TURNS = 10
+"""How often we look, within the time that a worker has for an answer, whether it has come."""
+
+STACKS = signal.SIGUSR1 if hasattr(signal, "SIGUSR1") else signal.SIGTERM
+"""Lets a worker write where each of its threads is."""
 
 _STABLE_SECONDS = 10.0
 """A worker that ends sooner is replaced after a pause, which doubles each time."""
@@ -51,6 +57,8 @@ class _Worker:
     channel: Connection
     serving: bool = False
     ready: bool = False
+    silent_turns: int = 0
+    """For how many of our turns it has owed an answer."""
 
     def tell(self, word: str) -> None:
         with contextlib.suppress(OSError):  # it has just ended
@@ -112,8 +120,9 @@ class Supervisor:
         async with asyncio.TaskGroup() as group:
             keepers = [group.create_task(self._keep()) for _ in range(self._settings.workers)]
             self._others = [group.create_task(self._become_ready())]
-            if self._reload:
-                self._others.append(group.create_task(self._watch()))
+            # Who works on the code may stop it in a debugger.
+            more = self._watch() if self._reload else self._look_after()
+            self._others.append(group.create_task(more))
             await asyncio.wait(keepers)
             for task in self._others:
                 task.cancel()
@@ -176,6 +185,25 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), pause)
 
+    async def _look_after(self) -> None:
+        """Kill workers whose event loop does not turn any more; `_keep` replaces them.
+
+        What is counted are our own turns and not seconds: they do not pass while all of us are suspended. One
+        question is open at a time, so that nobody ever waits to send.
+        """
+        while True:
+            await asyncio.sleep(self._settings.worker_timeout / _TURNS)
+            for worker in [each for each in self._workers if each.serving]:
+                worker.silent_turns += 1
+                with contextlib.suppress(ProcessLookupError):
+                    if worker.silent_turns == 1:
+                        worker.tell(ASK)
+                    elif worker.silent_turns == _TURNS:
+                        log.error("worker_hung", pid=worker.process.pid)
+                        worker.process.send_signal(STACKS)
+                    elif worker.silent_turns > _TURNS:
+                        worker.process.kill()
+
     async def _start(self) -> _Worker:
         ours, theirs = multiprocessing.Pipe()
         number = self._listener.socket.fileno()  # we may have closed our copy before theirs is there
@@ -205,7 +233,9 @@ class Supervisor:
         except (EOFError, OSError):
             asyncio.get_running_loop().remove_reader(worker.channel.fileno())
             return
-        if word == SERVING:
+        if word == ALIVE:
+            worker.silent_turns = 0
+        elif word == SERVING:
             worker.serving, self._failed_starts = True, 0
             log.info("worker_serving", pid=worker.process.pid)
         elif word == READY:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import faulthandler
 import signal
 import socket
 import sys
@@ -15,7 +16,7 @@ from taskctl.errors import TaskctlError
 from taskctl.server import logs
 from taskctl.server.listening import Listener
 from taskctl.server.process import Server
-from taskctl.server.supervisor import DRAIN, HURRY, READY, SERVING
+from taskctl.server.supervisor import ALIVE, ASK, DRAIN, HURRY, READY, SERVING, STACKS
 
 log: Any = structlog.get_logger()
 
@@ -39,14 +40,18 @@ class Worker(Server):
             self._channel.send(word)
 
     def _obey(self) -> None:
-        self._last = True
         try:
             word = self._channel.recv()
         except (EOFError, OSError):
+            self._last = True
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
             log.warning("supervisor_gone")
             self.drain(0)
             return
+        if word == ASK:
+            self._tell(ALIVE)
+            return
+        self._last = True
         if word == HURRY or (word == DRAIN and not self._drain.draining):
             self.handle_exit(signal.SIGTERM, None)
 
@@ -61,6 +66,7 @@ def main(descriptor: int) -> int:
     logs.configure(settings)
     try:
         worker = Worker(settings, Listener(socket.socket(fileno=number), ours, inode), channel)
+        faulthandler.register(STACKS)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, worker.handle_exit)
         worker.run()
