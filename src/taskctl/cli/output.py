@@ -54,6 +54,8 @@ def form(*, as_json: bool, ndjson: bool, quiet: bool) -> Form:
 
 # C0, DEL, C1; marks, embeddings, overrides and isolates that reorder a line; line and paragraph separators.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# Those that JSON allows raw, which it does inside strings only.
+_UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _SHORT = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\x1b": r"\x1b"}
 
 
@@ -82,9 +84,12 @@ def compact(value: Any) -> bytes:
 
 
 def print_json(text: bytes) -> None:
-    """Write a JSON text and a line's end, in UTF-8 whatever the locale."""
+    """Write a JSON text and a line's end, in UTF-8 whatever the locale; what steers a terminal is escaped."""
+    # Byte for byte but for that, even where a proxy's answer is not UTF-8.
+    raw = text.decode("utf-8", "surrogateescape")
+    safe = _UNSAFE_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", raw)
     sys.stdout.flush()
-    sys.stdout.buffer.write(text.rstrip() + b"\n")
+    sys.stdout.buffer.write(safe.encode("utf-8", "surrogateescape").rstrip() + b"\n")
     sys.stdout.flush()
 
 

@@ -298,7 +298,7 @@ def _each(numbers: list[int], do: Callable[[int], None], how: Form) -> int:
 
 
 def _print_task(verb: str, task: "TaskDict", how: Form, raw: bytes) -> None:
-    """Print one task; as JSON, exactly what the server sent."""
+    """Print one task; as JSON, what the server sent."""
     if how is Form.JSON:
         output.print_json(raw)
     elif how is Form.TERMINAL:
