@@ -14,8 +14,8 @@ from psycopg.types.numeric import Int8
 from taskctl.errors import BadRequest, IdempotencyKeyReused, TaskNotFound, VersionConflict
 from taskctl.models import Completion, ListQuery, Problem, Task, TaskContent, TaskPage, TaskPatch
 from taskctl.server import queries
-from taskctl.server.database import Row
 from taskctl.server.routing import JSON, MERGE_PATCH, Call, TaskRoute
+from taskctl.server.sessions import Row
 from taskctl.vocabulary import API_PREFIX, IDEMPOTENCY_KEY_MAX, TASK_ID_MAX, Order
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
