@@ -8,32 +8,51 @@ import os
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psycopg
+from psycopg.adapt import Loader
 from psycopg.types.numeric import Int8
+from psycopg_pool import AsyncConnectionPool
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from taskctl.config import ServerSettings
 from taskctl.server import queries
-from taskctl.server.database import Database
 from taskctl.vocabulary import Order, Status
 
 _TASK = "/api/v1/{user_id}/tasks/{task_id:int}"
 
 
+class _Bytes(Loader):
+    """PostgreSQL's JSON is the answer's body as it comes."""
+
+    def load(self, data: bytes | bytearray | memoryview) -> bytes:
+        return bytes(data)
+
+
+async def _pass_text_through(connection: psycopg.AsyncConnection[Any]) -> None:
+    connection.adapters.register_loader("text", _Bytes)
+
+
 def create_app() -> Starlette:
     """The reference application, on the database that `DATABASE_URL` names."""
-    database = Database(ServerSettings.load(env_file=None), os.environ["DATABASE_URL"])
+    pool = AsyncConnectionPool(
+        os.environ["DATABASE_URL"],
+        min_size=2,
+        max_size=10,
+        kwargs={"autocommit": True, "prepare_threshold": 0},
+        configure=_pass_text_through,
+        open=False,
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        await database.open()
-        yield
-        await database.close()
+        async with pool:
+            yield
 
     async def fetch(statement: queries.Statement, **parameters: Any) -> Any:
-        return await database.fetch(statement, parameters)
+        async with pool.connection() as connection:
+            return await (await connection.execute(statement.sql, parameters)).fetchone()
 
     async def read(request: Request) -> Response:
         path = request.path_params

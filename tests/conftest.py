@@ -34,6 +34,9 @@ SECRET = "a secret for tests that is long enough to sign"
 
 _numbers = itertools.count(1)
 
+DEFAULTS: dict[str, str] = {}
+"""Settings of every server and application that a test starts, unless it says otherwise."""
+
 
 def pytest_configure() -> None:
     """End as after Ctrl-C when a CI system ends the run, so that no PostgreSQL is left behind."""
@@ -61,8 +64,16 @@ def make_user(user_id: str | None = None, **options: Any) -> User:
 
 def make_settings(database_url: str, **variables: str) -> ServerSettings:
     """Settings for tests; variables by their environment names."""
-    environ = {"TASKCTL_ENV": "test", "DATABASE_URL": database_url, "BETTER_AUTH_SECRET": SECRET} | variables
-    return ServerSettings.load(environ, env_file=None)
+    environ = {"TASKCTL_ENV": "test", "DATABASE_URL": database_url, "BETTER_AUTH_SECRET": SECRET}
+    return ServerSettings.load(environ | DEFAULTS | variables, env_file=None)
+
+
+@pytest.fixture(scope="module", params=["pipeline", "pool"])
+def executor(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What runs statements: a module that uses this is run once with each."""
+    DEFAULTS["TASKCTL_PIPELINE"] = "on" if request.param == "pipeline" else "off"
+    yield request.param
+    del DEFAULTS["TASKCTL_PIPELINE"]
 
 
 @pytest.fixture(scope="session")
@@ -219,7 +230,7 @@ def launch_server(folder: Path, *arguments: str, **variables: str) -> Server:
     with log.open("wb") as stderr, out.open("wb") as stdout:
         process = subprocess.Popen(
             [sys.executable, "-m", "taskctl", "serve", *arguments],
-            env=bare_environ(folder, TASKCTL_PORT="0") | variables,
+            env=bare_environ(folder, TASKCTL_PORT="0") | DEFAULTS | variables,
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=stdout,

@@ -13,6 +13,8 @@ from conftest import SECRET, Server, User, client_of, make_settings
 from taskctl.server import migrations
 from taskctl.server.app import create_app
 
+pytestmark = pytest.mark.usefixtures("executor")
+
 TASKS = "/api/v1/me/tasks"
 TASK = f"{TASKS}/1"
 NOWHERE = "postgresql://postgres:hunter2@127.0.0.1:1/nothing"

@@ -14,6 +14,8 @@ from taskctl.server import migrations
 from taskctl.server.embedded import EmbeddedPostgres
 from test_faults_database import TASK, TASKS, Load, clusters, stop_database
 
+pytestmark = pytest.mark.usefixtures("executor")
+
 
 class Pair(NamedTuple):
     """A primary that answers a write once its standby has it, too."""

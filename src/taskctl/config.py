@@ -180,6 +180,9 @@ class ServerSettings(TrustSettings):
         expects="auto, on or off",
         description="Whether statements are prepared; `auto`: not where a pooler stands in front.",
     )
+    pipeline: Switch = setting(
+        "TASKCTL_PIPELINE", True, expects="on or off", shown="on", description="Requests share connections."
+    )
     max_body: Bytes = setting(
         "TASKCTL_MAX_BODY",
         256 * 1024,

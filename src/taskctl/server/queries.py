@@ -20,6 +20,8 @@ from taskctl.vocabulary import Order, Status
 class Statement:
     """A statement, the name it has in logs and metrics, and whether it only reads.
 
+    A parameter's type is a cast's, or that of the column beside it: nothing else tells PostgreSQL.
+
     `repeatable`: run a second time, it finds what the first has done and changes nothing, unless it was bound
     to certain `versions`, which the first has left behind.
     """
@@ -72,14 +74,15 @@ CREATE_TASK = Statement(
         FROM task WHERE user_id = %(user_id)s AND idempotency_key = %(key)s::text
     ), next AS (
         INSERT INTO account AS a (user_id, last_task_id)
-        SELECT %(user_id)s, 1 WHERE NOT EXISTS (SELECT FROM existing)
+        SELECT %(user_id)s::text, 1 WHERE NOT EXISTS (SELECT FROM existing)
         ON CONFLICT (user_id) DO UPDATE SET last_task_id = a.last_task_id + 1
         RETURNING last_task_id
     ), made AS (
         INSERT INTO task AS t (user_id, id, title, description, completed, completed_at, version,
                                idempotency_key, idempotency_digest)
-        SELECT %(user_id)s, last_task_id, %(title)s, %(description)s::text, %(completed)s,
-               CASE WHEN %(completed)s THEN now() END, 1, %(key)s::text, %(digest)s::bytea
+        SELECT %(user_id)s::text, last_task_id, %(title)s::text, %(description)s::text,
+               %(completed)s::boolean, CASE WHEN %(completed)s::boolean THEN now() END, 1,
+               %(key)s::text, %(digest)s::bytea
         FROM next
         ON CONFLICT (user_id, idempotency_key) WHERE idempotency_key IS NOT NULL
         DO UPDATE SET idempotency_key = excluded.idempotency_key
@@ -98,7 +101,7 @@ CREATE_TASK = Statement(
 
 _WRITTEN = """(
     coalesce(%(title)s::text, title),
-    CASE WHEN %(set_description)s THEN %(description)s::text ELSE description END,
+    CASE WHEN %(set_description)s::boolean THEN %(description)s::text ELSE description END,
     coalesce(%(completed)s::boolean, completed)
 )"""
 _DIFFERS = f"(title, description, completed) IS DISTINCT FROM {_WRITTEN}"
@@ -168,13 +171,13 @@ def _list(status: Status, order: Order) -> Statement:
     return Statement(
         f"list_{status}_{order}",
         f"""
-        SELECT string_agg(body, ',' ORDER BY n) FILTER (WHERE n <= %(limit)s),
-               max(id) FILTER (WHERE n > %(limit)s)
+        SELECT string_agg(body, ',' ORDER BY n) FILTER (WHERE n <= %(limit)s::bigint),
+               max(id) FILTER (WHERE n > %(limit)s::bigint)
         FROM (
             SELECT id, row_number() OVER (ORDER BY id {direction}) AS n, {_JSON} AS body
             FROM task
             WHERE user_id = %(user_id)s AND id {compare} coalesce(%(cursor)s::bigint, {start}) {only}
-            ORDER BY id {direction} LIMIT %(limit)s + 1
+            ORDER BY id {direction} LIMIT %(limit)s::bigint + 1
         ) AS page
         """,
         reads_only=True,

@@ -38,11 +38,12 @@ from taskctl.errors import (
     UnsupportedMediaType,
     ValidationFailed,
 )
-from taskctl.server.database import Database, Row
+from taskctl.server.database import Database
 from taskctl.server.draining import Drain
 from taskctl.server.limits import Limiter
 from taskctl.server.metrics import Metrics
 from taskctl.server.queries import Statement
+from taskctl.server.sessions import Row
 from taskctl.server.tracing import Tracing, trace_id
 from taskctl.tokens import Identity, Verifier, shorten, unverified
 

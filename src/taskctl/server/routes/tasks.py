@@ -15,8 +15,8 @@ from pydantic.json_schema import SkipJsonSchema
 from taskctl.errors import BadRequest, IdempotencyKeyReused, TaskNotFound, VersionConflict
 from taskctl.models import Completion, ListQuery, Problem, Task, TaskContent, TaskPage, TaskPatch
 from taskctl.server import queries
-from taskctl.server.database import Row
 from taskctl.server.routing import JSON, MERGE_PATCH, RETRY_AFTER, Call, TaskRoute
+from taskctl.server.sessions import Row
 from taskctl.vocabulary import API_PREFIX, IDEMPOTENCY_KEY_MAX, TASK_ID_MAX, Order
 
 _CHALLENGE = {
