@@ -220,6 +220,8 @@ class KeySet:
         report: Callable[[Fetch], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.revision = 0
+        """How often the keys have changed."""
         self._url = url
         self._proxied = proxied
         self._max_age = max_age
@@ -299,7 +301,7 @@ class KeySet:
         a `familiar` subject: a flood of forged tokens would have to guess both to keep a new key from
         being found at once.
         """
-        before = self.find(algorithm, kid)
+        before = self._view(algorithm, kid)
         begun = self._begun
         while True:
             if self._fetching is None:
@@ -311,7 +313,7 @@ class KeySet:
             conclusive = self._begun > begun
             assert self._fetching is not None  # noqa: S101 - begun above, or before
             done, _ = await asyncio.wait({self._fetching}, timeout=_PATIENCE_SECONDS)
-            if self.find(algorithm, kid) != before:
+            if self._view(algorithm, kid) != before:
                 return True
             if not done:
                 return False
@@ -320,11 +322,16 @@ class KeySet:
                     self._remember(kid, doubt)
                 return False
 
+    def _view(self, algorithm: str, kid: str | None) -> tuple[object, ...]:
+        """What of the keys at hand bears on a token."""
+        return self.find(algorithm, kid), self.names(kid), bool(self.keys)
+
     def _may_fetch(self, kid: str | None, doubt: Doubt, *, familiar: bool) -> bool:
         now = self._clock()
         while self._fruitless and self._fruitless[0] <= now - _WINDOW_SECONDS:
             self._fruitless.popleft()
-        if len(kid or "") > _KID_MAX or self._unknown.get((kid, doubt), 0.0) > now:
+        useless = len(kid or "") > _KID_MAX or self._unknown.get((kid, doubt), 0.0) > now
+        if useless and self.keys:
             return False
         allowed = _SIGNATURE_FETCHES
         if doubt is Doubt.unknown:
@@ -378,9 +385,11 @@ class KeySet:
         except Exception as error:  # noqa: BLE001 - whatever an issuer sends, the next fetch must follow
             outcome, detail = "unreachable", f"the issuer cannot be reached ({type(error).__name__})"
         else:
-            changed = keys != self._keys
+            # Their order says nothing: an issuer may read them from a database, unordered.
+            changed = set(keys) != set(self._keys)
             if changed:
                 self._keys = keys
+                self.revision += 1
                 self._fruitless.clear()
                 self._unknown.clear()
             self._fetched_at = self._clock()
