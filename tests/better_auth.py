@@ -8,7 +8,10 @@ import re
 import shutil
 import ssl
 import subprocess
+import sys
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,3 +137,37 @@ def start(place: Path, folder: Path, **variables: str) -> BetterAuth:
         time.sleep(0.01)
     path = urlsplit(variables.get("BETTER_AUTH_URL", "")).path
     return BetterAuth(ready[1], path or "/api/auth", process, log)
+
+
+@dataclass
+class Login:
+    """A `taskctl login` that waits for somebody to confirm its code."""
+
+    url: str
+    """Where it sends people; the code is filled in there."""
+    user_code: str
+    process: subprocess.Popen[str]
+
+    def end(self) -> tuple[int, str]:
+        """Wait until it has noticed what was decided; its exit code, and what it said then."""
+        _, said = self.process.communicate(timeout=60)
+        return self.process.returncode, said
+
+
+@contextmanager
+def waiting_login(server: str, auth_url: str, environ: Mapping[str, str]) -> Iterator[Login]:
+    """Start `taskctl login`, and wait until it has shown its code."""
+    command = [sys.executable, "-m", "taskctl", "login", "--server", server, "--auth-url", auth_url]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ, text=True
+    ) as process:
+        try:
+            assert process.stderr
+            said = ""
+            while not (shown := re.search(r"^Open  (\S+)\n.* code  (\S+)\n", said, re.MULTILINE)):
+                line = process.stderr.readline()
+                assert line, f"it ended: {said}"
+                said += line
+            yield Login(shown[1], shown[2], process)
+        finally:
+            process.kill()

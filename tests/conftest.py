@@ -267,6 +267,8 @@ def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
     yield start
     for server in servers:
+        server.process.terminate()
+    for server in servers:
         stop(server)
 
 

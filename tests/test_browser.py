@@ -2,9 +2,9 @@
 
 import pytest
 
-from better_auth import DEVICE_GRANT, PASSWORD
+from better_auth import PASSWORD, waiting_login
 from browser import chromium
-from conftest import until
+from conftest import bare_environ, taskctl, until
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +57,19 @@ def test_page_keeps_tasks(better_auth_pair, page):
     assert page.problems() == []
 
 
-def test_page_lets_a_program_in(better_auth_pair, page):
-    """The address that a program shows leads, past the sign-up, to a decision about that very program."""
-    issuer, _ = better_auth_pair
-    code = issuer.ask("POST", "/device/code", json={"client_id": "taskctl"}).json()
-    page.open(code["verification_uri_complete"])
-    sign(page, "sign-up", "grace@example.com")
-    page.click("[value=approve]")
-    until(lambda: page.sees("Approved."))
-    question = {"grant_type": DEVICE_GRANT, "device_code": code["device_code"], "client_id": "taskctl"}
-    session = issuer.ask("POST", "/device/token", json=question).json()["access_token"]
-    assert issuer.ask("GET", "/get-session", session).json()["user"]["email"] == "grace@example.com"
+def test_page_lets_a_program_in(better_auth_pair, page, tmp_path):
+    """`taskctl login` leads, past the sign-up, to a page that lets it in; both have the same tasks then."""
+    issuer, server = better_auth_pair
+    environ = bare_environ(tmp_path)
+    with waiting_login(server.url, issuer.url, environ) as login:
+        page.open(login.url)
+        sign(page, "sign-up", "grace@example.com")
+        page.click("[value=approve]")
+        until(lambda: page.sees("Approved."))
+        assert login.end()[0] == 0
+    assert taskctl("tasks", "add", "Buy milk", environ=environ).code == 0
+    page.open(issuer.url)
+    until(lambda: page.sees("Buy milk"))
     assert page.problems() == []
 
 

@@ -36,13 +36,11 @@ def take_apart(token: str) -> Token:
     if len(token) > MAX_TOKEN_BYTES:
         raise TokenMalformed(f"The token is longer than {MAX_TOKEN_BYTES} bytes.")
     parts = token.split(".")
-    if len(parts) == 1:
-        raise TokenMalformed(
-            "This is not a JWT. If it is a Better Auth session token, exchange it for a JWT first: "
-            "GET /api/auth/token at the auth server."
-        )
     if len(parts) != 3:  # noqa: PLR2004 - header, claims, signature
-        raise TokenMalformed(f"A JWT has three parts, this token has {len(parts)}.")
+        raise TokenMalformed(
+            "This is not a JWT, which has three parts. If it is a Better Auth session token, exchange it "
+            "for a JWT first: GET /api/auth/token at the auth server."
+        )
     header = _object(parts[0], "header")
     claims = _object(parts[1], "claims")
     signature = _base64url(parts[2], "signature")
