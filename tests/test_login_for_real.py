@@ -2,17 +2,16 @@
 
 import json
 import re
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from better_auth import Account
+from better_auth import Account, waiting_login
 from conftest import Done, bare_environ, taskctl, taskctl_in_terminal, until
 from taskctl import contexts
+from taskctl.contexts import Context
 from test_login import jwt
 
 
@@ -29,36 +28,37 @@ def environ(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def login(better_auth_pair, account, environ) -> Callable[..., Done]:
-    """Log in with pipes; the code is decided on as soon as it is shown."""
+def log_in(better_auth_pair, account, environ) -> Callable[..., tuple[int, str]]:
+    """Log in with pipes, and decide as soon as the code is shown; the exit code, and what was said then."""
     issuer, server = better_auth_pair
-    words = ["login", "--server", server.url, "--auth-url", issuer.url, "--context", "real"]
 
-    def login(decision: str = "approve") -> Done:
-        with subprocess.Popen(
-            [sys.executable, "-m", "taskctl", *words], stderr=subprocess.PIPE, env=environ, text=True
-        ) as process:
-            assert process.stderr is not None
-            shown = process.stderr.readline() + process.stderr.readline()
-            issuer.decide(account, re.search(r"code  (\S+)", shown)[1], decision)
-            rest = process.communicate()[1]
-        return Done(process.returncode, "", rest)
+    def log_in(decision: str = "approve") -> tuple[int, str]:
+        with waiting_login(server.url, issuer.url, environ) as login:
+            issuer.decide(account, login.user_code, decision)
+            return login.end()
 
-    return login
+    return log_in
 
 
-def test_from_login_to_logout(better_auth_pair, login, account, environ):
+def make_token_old(environ: Mapping[str, str]) -> tuple[str, Context]:
+    """Put a token that has expired into the current context, as time would; its name and the context."""
+    stored = contexts.load(environ)
+    name, known = stored.current, stored.get(stored.current)
+    members = {"auth_url": known.auth_url, "session": known.session}
+    contexts.save_context(name, known.server, jwt(-5), environ=environ, **members)
+    return name, known
+
+
+def test_from_login_to_logout(better_auth_pair, log_in, account, environ):
     """After the login tasks are the account's own; an old token is renewed; after the logout all is over."""
     issuer, server = better_auth_pair
-    done = login()
-    assert done.err.splitlines()[-1] == f"Logged in to {server.url} as {account.email} (context real)."
+    code, said = log_in()
+    assert (code, f"Logged in to {server.url} as {account.email} (context " in said) == (0, True)
     assert taskctl("tasks", "add", "Buy milk", "-q", environ=environ).out == "1\n"
     [task] = json.loads(taskctl("tasks", "list", "--json", environ=environ).out)
     assert (task["user_id"], task["title"]) == (account.id, "Buy milk")
 
-    known = contexts.load(environ).get("real")
-    members = {"auth_url": known.auth_url, "session": known.session}
-    contexts.save_context("real", server.url, jwt(-5), environ=environ, **members)
+    name, known = make_token_old(environ)
     assert taskctl("tasks", "list", "-q", environ=environ) == Done(0, "1\n", "")
     report = json.loads(taskctl("status", "--json", environ=environ).out)
     assert (report["user"], report["token_accepted"]) == (account.id, True)
@@ -68,29 +68,27 @@ def test_from_login_to_logout(better_auth_pair, login, account, environ):
     assert (details["algorithm"], details["signature"]) == ("EdDSA", "by the issuer's key")
     assert (details["subject"], details["issuer"]) == (account.id, issuer.url)
 
-    assert taskctl("logout", environ=environ).err == f"Logged out of {server.url} (context real).\n"
+    assert taskctl("logout", environ=environ).err == f"Logged out of {server.url} (context {name}).\n"
     assert issuer.ask("GET", "/token", known.session).status_code == 401
     assert issuer.ask("GET", "/token", account.session).status_code == 200
     assert taskctl("tasks", "list", environ=environ).code == 4
 
 
-def test_a_login_that_is_denied(login, environ):
+def test_a_login_that_is_denied(log_in, environ):
     """Who says no in the browser is believed: exit code 4, and nothing is stored."""
-    done = login("deny")
-    assert (done.code, done.err.splitlines()[-1]) == (4, "taskctl: The login was denied. (login_denied)")
+    code, said = log_in("deny")
+    assert (code, said.splitlines()[-1]) == (4, "taskctl: The login was denied. (login_denied)")
     assert not contexts.path(environ).exists()
 
 
-def test_a_session_that_ends_elsewhere(better_auth_pair, login, environ):
+def test_a_session_that_ends_elsewhere(better_auth_pair, log_in, environ):
     """Where the session was ended at Better Auth, the next renewal asks for a login."""
-    issuer, server = better_auth_pair
-    assert login().code == 0
-    known = contexts.load(environ).get("real")
+    issuer, _ = better_auth_pair
+    assert log_in()[0] == 0
+    name, known = make_token_old(environ)
     issuer.ask("POST", "/sign-out", known.session, json={}).raise_for_status()
-    members = {"auth_url": known.auth_url, "session": known.session}
-    contexts.save_context("real", server.url, jwt(-5), environ=environ, **members)
     done = taskctl("tasks", "list", environ=environ)
-    assert (done.code, "run `taskctl login --context real`" in done.err) == (4, True)
+    assert (done.code, f"run `taskctl login --context {name}`" in done.err) == (4, True)
 
 
 def test_in_a_terminal(better_auth_pair, account, environ, tmp_path):
