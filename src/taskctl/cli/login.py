@@ -81,6 +81,7 @@ def login(
     if auth_url is None:
         wanted = wanted._replace(token=_read_token(), session=None)
         _save(settings, wanted, check=check, debug=flags.debug)
+        _greet(name, wanted)
         return
     auth_url = server_root(auth_url, allow_http=known.allow_http)
     if check:  # nobody is sent to the browser for a server that is not there
@@ -155,10 +156,12 @@ def _save(settings: contexts.ClientSettings, context: contexts.Context, *, check
     if check:
         with output.connect(settings._replace(token=context.token), debug=debug) as client:
             client.list_tasks(limit=1)
-    name = str(settings.context)
     members = context._asdict()
     del members["held"]
-    contexts.save_context(name, **members, make_current="always")
+    contexts.save_context(str(settings.context), **members, make_current="always")
+
+
+def _greet(name: str, context: contexts.Context) -> None:
     user = claims.unverified(context.token)
     who = next((each for each in (user.get("email"), user.get("sub")) if isinstance(each, str)), None)
     as_whom = f" as {output.escaped(who)}" if who else ""
@@ -185,11 +188,13 @@ def _by_device(
                     f"{server.url} does not know the login that it has just given; its plugin bearer must be "
                     "on, without requireSignature."
                 ) from error
-            _save(settings, context._replace(token=token, session=session), check=check, debug=debug)
+            context = context._replace(token=token, session=session)
+            _save(settings, context, check=check, debug=debug)
         except BaseException:
             with suppress(TaskctlError):
                 server.sign_out(session)
             raise
+    _greet(str(settings.context), context)
 
 
 def _show(device: "Device", *, browser: bool) -> None:
@@ -206,7 +211,7 @@ def _show(device: "Device", *, browser: bool) -> None:
 
 def _has_browser(environ: Mapping[str, str]) -> bool:
     """Whether a window can be opened; text browsers would take the terminal away."""
-    if "BROWSER" in environ:
+    if environ.get("BROWSER"):
         return True
     if sys.platform in {"darwin", "win32"}:
         return "SSH_CONNECTION" not in environ
