@@ -280,49 +280,21 @@ def environ(tmp_path):
     return bare_environ(tmp_path, TASKCTL_CONFIG_DIR=str(tmp_path / "config"))
 
 
-def log_in(issuer, server, account, environ):
-    """Log in with `taskctl login`, and return the context that is stored."""
-    with waiting_login(server.url, issuer.url, environ) as login:
-        issuer.decide(account, login.user_code)
-        code, said = login.end()
-    assert (code, f" as {account.email} " in said) == (0, True), said
-    return current(environ)
-
-
 def current(environ):
     """What is stored of the login."""
     stored = contexts.load(environ)
     return stored.get(stored.current)
 
 
-def test_login_and_logout(better_auth_pair, environ):
-    """`taskctl login` waits for the approval and is that user from then on; logging out ends the session."""
-    issuer, server = better_auth_pair
-    account = issuer.sign_up()
-    session = log_in(issuer, server, account, environ).session
-    assert taskctl("tasks", "add", "Buy milk", environ=environ).code == 0
-    assert [task["title"] for task in ask(server, issuer.token(account)).json()["items"]] == ["Buy milk"]
-    assert issuer.ask("GET", "/token", session).status_code == 200
-    assert taskctl("logout", environ=environ).code == 0
-    assert issuer.ask("GET", "/token", session).status_code == 401
-    assert (current(environ).token, current(environ).session) == (None, None)
-
-
-def test_login_that_is_denied(better_auth_pair, environ):
-    """Somebody who did not ask for it says no, and nothing is stored."""
-    issuer, server = better_auth_pair
-    with waiting_login(server.url, issuer.url, environ) as login:
-        issuer.decide(issuer.sign_up(), login.user_code, "deny")
-        code, said = login.end()
-    assert (code, "login_denied" in said) == (4, True)
-    assert contexts.load(environ).contexts == {}
-
-
 def test_login_renews_its_token_until_it_is_revoked(insider, environ):
     """A token near its end is replaced unnoticed; once the session is revoked, that end is the login's."""
     issuer, server = insider
     account = issuer.sign_up()
-    first = log_in(issuer, server, account, environ).token
+    with waiting_login(server.url, issuer.url, environ) as login:
+        issuer.decide(account, login.user_code)
+        code, said = login.end()
+    assert (code, f" as {account.email} " in said) == (0, True), said
+    first = current(environ).token
 
     def renewed():
         assert taskctl("tasks", "list", environ=environ).code == 0
