@@ -508,6 +508,19 @@ async def test_start_order_does_not_matter(issuer: Issuer) -> None:
         assert await watched.code(issuer.token()) is None
 
 
+async def test_this_machine_is_asked_without_a_proxy(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that the environment names is used for other hosts, and not for this one."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    async with watching(issuer) as watched:
+        await watched.key_set.refresh()
+        assert watched.key_set.state().last_fetch == "ok"
+    proxied = KeySet(issuer.jwks_url)
+    await proxied.refresh()
+    await proxied.close()
+    assert (proxied.state().last_fetch, issuer.hits) == ("unreachable", 1)
+
+
 # How it is kept
 
 
@@ -550,6 +563,27 @@ async def test_stale_keys_serve_for_a_while(issuer: Issuer) -> None:
         issuer.up()
         await watched.key_set.refresh()
         assert await watched.code(token) is None
+
+
+async def test_failures_are_told_once(issuer: Issuer) -> None:
+    """A fetch is news where it ends in another way than the last, or the keys have become stale meanwhile."""
+    async with watching(issuer, max_age=300, max_stale=1000) as watched:
+        for watched.now, down in ((0, False), (10, False), (20, True), (30, True), (400, True), (1100, True)):
+            if down:
+                issuer.down()
+            await watched.key_set.refresh()
+        issuer.up()
+        await watched.key_set.refresh()
+        told = [(fetch.outcome, fetch.state.freshness, fetch.news) for fetch in watched.fetches]
+        assert told == [
+            ("ok", "fresh", True),
+            ("ok", "fresh", False),
+            ("unreachable", "fresh", True),
+            ("unreachable", "fresh", False),
+            ("unreachable", "stale", True),
+            ("unreachable", "none", True),
+            ("ok", "fresh", True),
+        ]
 
 
 async def test_first_token_of_a_new_key_works(issuer: Issuer) -> None:
