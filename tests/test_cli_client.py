@@ -427,6 +427,7 @@ def test_status(run, server):
         "user": "alice",
         "token_expires_at": "2100-01-01T00:00:00+00:00",
         "token_accepted": True,
+        "renewed_by": None,
     }
     assert f"Server\t{server.url}: ready (version 9.9)\n" in run("status").out
 

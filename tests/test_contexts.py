@@ -11,7 +11,7 @@ import pytest
 
 from taskctl import contexts
 from taskctl.addresses import server_root
-from taskctl.contexts import Context, Contexts, Flags, resolve
+from taskctl.contexts import Context, Contexts, Flags, Session, resolve
 from taskctl.errors import LocalError, NotLoggedIn, SettingsInvalid
 
 
@@ -90,6 +90,10 @@ def test_use_and_remove(environ):
         b'{"version": 1, "current": "x", "contexts": {}}',
         b'{"version": 1, "current": null, "contexts": {"a": {"server": 1}}}',
         b'{"version": 1, "current": null, "contexts": {"a": "b"}}',
+        b'{"version": 1, "current": null, "contexts": {"a": {"server": ""}}}',
+        b'{"version": 1, "current": null, "contexts": {"a": {"server": "https://a", "session": 1}}}',
+        b'{"version": 1, "current": null, "contexts": {"a": {"server": "https://a", "session": "a b"}}}',
+        b'{"version": 1, "current": null, "contexts": {"a": {"server": "https://a", "keyring": "yes"}}}',
         b'{"version": 1, "current": null, "contexts": []}',
         b"[" * 100_000,
     ],
@@ -286,5 +290,7 @@ def test_no_repr_shows_a_token():
     """Neither a context nor the settings show their token when printed."""
     settings = resolve(Flags(), {}, stored=STORED)
     assert "token-a" not in f"{settings!r} {settings} {STORED!r} {STORED}"
+    with_session = settings._replace(session=Session("https://auth.example", "session-a"))
+    assert "session-a" not in f"{with_session!r} {with_session.session!r}"
     with pytest.raises(NotLoggedIn):
         resolve(Flags(context="c"), {}, stored=STORED).require_token()

@@ -1,12 +1,13 @@
 """`taskctl doctor`: each step made to fail on its own, by a script and by a real server."""
 
+import contextlib
 import datetime as dt
 import json
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
 
@@ -238,33 +239,56 @@ def certificate(tmp_path: Path) -> Path:
     return file
 
 
-def test_tls(examine, certificate):
+@pytest.fixture
+def listen() -> Iterator[Callable[..., str]]:
+    """Answer connections with HTML, through TLS if a context for that is given; returns the https:// URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    over = threading.Event()
+    threads = []
+
+    def answer(context: ssl.SSLContext | None) -> None:
+        while True:
+            connection, _address = listener.accept()
+            if over.is_set():
+                connection.close()
+                return
+            connection.settimeout(20)
+            with connection, contextlib.suppress(OSError):
+                stream = context.wrap_socket(connection, server_side=True) if context else connection
+                with stream:
+                    stream.recv(1 << 16)
+                    stream.sendall(http(400, b"<p>", Content_Type="text/html"))
+
+    def start(context: ssl.SSLContext | None = None) -> str:
+        threads.append(threading.Thread(target=answer, args=[context]))
+        threads[0].start()
+        return f"https://localhost:{listener.getsockname()[1]}"
+
+    yield start
+    over.set()
+    socket.create_connection(listener.getsockname()).close()
+    for thread in threads:
+        thread.join()
+    listener.close()
+
+
+def test_a_certificate(examine, certificate, listen):
     """A certificate that nobody vouches for fails its own step; with SSL_CERT_FILE it passes."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    listener = socket.create_server(("127.0.0.1", 0))
-    listener.settimeout(30)
-
-    def answer() -> None:
-        for _ in range(2):
-            connection, _address = listener.accept()
-            try:
-                with context.wrap_socket(connection, server_side=True) as stream:
-                    stream.recv(1 << 16)
-                    stream.sendall(http(200, b"<p>", Content_Type="text/html"))
-            except ssl.SSLError:
-                connection.close()
-
-    thread = threading.Thread(target=answer)
-    thread.start()
-    url = f"https://localhost:{listener.getsockname()[1]}"
+    url = listen(context)
     done, results, report = examine(url, jwt())
     assert (done, results, report["code"]) == (8, stopped_at("TLS"), "server_unreachable")
     assert "SSL_CERT_FILE" in report["advice"]
     _, results, _ = examine(url, jwt(), SSL_CERT_FILE=str(certificate))
     assert results == stopped_at("taskctl server")
-    thread.join()
-    listener.close()
+
+
+def test_plain_http_where_tls_is_expected(examine, listen):
+    """A server that answers https:// in plain HTTP fails at TLS, with advice of its own."""
+    done, results, report = examine(listen(), jwt())
+    assert (done, results) == (8, stopped_at("TLS"))
+    assert "say http://" in report["advice"]
 
 
 def test_a_real_server(examine, server):

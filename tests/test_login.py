@@ -336,9 +336,10 @@ def test_status_shows_the_renewed_token(run, server, auth, logged_in):
     """`status` renews as every command does, and shows whom the new token is for."""
     logged_in()
     auth.script = [ok({"token": jwt(sub="u2")})]
-    server.script = [HEALTH, ok({"status": "ready"}), PAGE]
+    server.script = [HEALTH, ok({"status": "ready"}), PAGE] * 2
     report = json.loads(run("status", "--json").out)
-    assert (report["user"], report["token_accepted"]) == ("u2", True)
+    assert (report["user"], report["token_accepted"], report["renewed_by"]) == ("u2", True, auth.url)
+    assert f"(in 14 min), renewed by {auth.url}\n" in run("status").out
 
 
 def test_terminals_that_renew_at_once(server, auth, environ, logged_in):
@@ -354,6 +355,18 @@ def test_terminals_that_renew_at_once(server, auth, environ, logged_in):
     assert (context.session, context.auth_url) == ("session-token", auth.url)
     names = sorted(path.name for path in contexts.path(environ).parent.iterdir())
     assert names == ["contexts.json", "contexts.lock"]
+
+
+def test_a_token_that_cannot_be_kept_is_used(run, server, auth, environ, logged_in):
+    """Where the file cannot be written the command works, and the next one renews again."""
+    old = logged_in()
+    lock = contexts.path(environ).with_suffix(".lock")
+    lock.unlink()
+    lock.mkdir()
+    for _ in range(2):
+        server.script, auth.script = [PAGE], [ok({"token": jwt()})]
+        assert run("tasks", "list", "-q") == Done(0, "7\n", "")
+    assert (contexts.load(environ).get("work").token, len(auth.seen)) == (old, 2)
 
 
 def test_a_renewal_does_not_undo_a_logout(environ, logged_in, auth):

@@ -272,9 +272,12 @@ def _context(entry: Any) -> Context:
             raise TypeError("a context consists of texts and flags")
     if not context.server:
         raise ValueError("a context has a server")
-    for token in (context.token, context.session):
-        if token is not None:
-            checked_token(token, "the context")
+    try:
+        for token in (context.token, context.session):
+            if token is not None:
+                checked_token(token, "the context")
+    except SettingsInvalid as error:
+        raise ValueError(error.detail) from error
     return context
 
 

@@ -65,17 +65,19 @@ def status(context: typer.Context, as_json: Json = False) -> None:
             "user": user,
             "token_expires_at": None if expiry is None else expiry.isoformat(),
             "token_accepted": accepted,
+            "renewed_by": None if settings.session is None else settings.session.auth_url,
         }
         output.print_json(output.compact(report))
     else:
         health = "ready" if ready else "not ready" if reachable else "no answer"
         said = f" (version {output.escaped(str(version))})" if version else ""
         fate = {True: "accepted", False: "refused", None: "not checked"}[accepted]
+        renewed = f", renewed by {settings.session.auth_url}" if settings.session else ""
         fields = [
             ("Context", settings.context or "none"),
             ("Server", f"{settings.server}: {health}{said}"),
             ("User", output.escaped(str(user or "unknown"))),
-            ("Token", "none" if token is None else f"{fate}, {_lifetime(expiry)}"),
+            ("Token", "none" if token is None else f"{fate}, {_lifetime(expiry)}{renewed}"),
         ]
         output.print_fields(fields, how)
     if problem is not None:

@@ -58,7 +58,8 @@ _CLAIM_STEPS = {"sub": "subject", "exp": "expiry", "iss": "issuer", "aud": "audi
 _ADVICE: Mapping[str, str] = {
     "server_unreachable": "See whether the server runs and whether its URL is right: `taskctl status`.",
     "server_timed_out": "See whether a firewall or proxy holds the connection up.",
-    "tls": "Use the name that the certificate is for; a private authority goes into SSL_CERT_FILE.",
+    "certificate": "Use the name that the certificate is for; a private authority goes into SSL_CERT_FILE.",
+    "tls": "See whether the server speaks TLS at this port; if it speaks plain HTTP, say http:// in the URL.",
     "unexpected_answer": "Give the root URL of a taskctl server; proxies have to pass /health on.",
     "not_ready": "Ask who runs the server: its log says why, and so may `taskctl db check` there.",
     "database_unavailable": "Ask who runs the server: it does not reach its database.",
@@ -117,8 +118,9 @@ class _Walk:
         """What to do about it."""
         if self.first is None:
             return None
-        if self.steps["TLS"].result == "failed":
-            return _ADVICE["tls"]
+        if isinstance(self.first.__cause__, ssl.SSLError):
+            certificate = isinstance(self.first.__cause__, ssl.SSLCertVerificationError)
+            return _ADVICE["certificate" if certificate else "tls"]
         return _ADVICE.get(self.first.code, _OTHERWISE)
 
 
