@@ -55,10 +55,25 @@ def insider(start_better_auth, trusting):
 
 
 @pytest.fixture(scope="module")
-def changing(trusting):
-    """The URL, with a path of its own, of one Better Auth after another, and a server that trusts each."""
+def follower(trusting):
+    """A server that trusts whichever Better Auth is at a URL, which has a path of its own; and that URL."""
     url = f"http://127.0.0.1:{free_port()}/identity"
-    return url, trusting(url)
+    return trusting(url), url
+
+
+@pytest.fixture
+def followed(follower, start_better_auth):
+    """Start the next Better Auth that the follower trusts."""
+    _, url = follower
+    started = []
+
+    def start(**variables):
+        started.append(start_better_auth(PORT=str(urlsplit(url).port), BETTER_AUTH_URL=url, **variables))
+        return started[-1]
+
+    yield start
+    for issuer in started:
+        issuer.stop()
 
 
 def is_short(user_id):
@@ -86,11 +101,10 @@ def is_number(user_id):
         ("PS256", "uuid", is_uuid),
     ],
 )
-def test_every_algorithm_and_kind_of_id(changing, start_better_auth, algorithm, ids, looks_right):
+def test_every_algorithm_and_kind_of_id(follower, followed, algorithm, ids, looks_right):
     """Whatever Better Auth signs with from now on, and whatever its ids are, users have their own tasks."""
-    url, server = changing
-    port = str(urlsplit(url).port)
-    issuer = start_better_auth(PORT=port, BETTER_AUTH_URL=url, JWT_ALGORITHM=algorithm, AUTH_IDS=ids)
+    server, _ = follower
+    issuer = followed(JWT_ALGORITHM=algorithm, AUTH_IDS=ids)
     account, other = issuer.sign_up(), issuer.sign_up()
     token, of_other = issuer.token(account), issuer.token(other)
     assert looks_right(account.id)
@@ -102,13 +116,12 @@ def test_every_algorithm_and_kind_of_id(changing, start_better_auth, algorithm, 
     assert ask(server, of_other, path=f"/api/v1/{account.id}/tasks").status_code == 403
     tampered = token[:-6] + ("AAAAAA" if token[-6:] != "AAAAAA" else "BBBBBA")
     assert outcome(ask(server, tampered)) == (401, "token_signature_invalid")
-    issuer.stop()
 
 
-def test_other_address_of_the_keys_and_other_claims(start_better_auth, trusting):
-    """TASKCTL_JWKS_URL says where the keys are; a payload of one's own may narrow the scope."""
-    issuer = start_better_auth(JWKS_PATH="/keys.json", JWT_SCOPE="tasks:read")
-    server = trusting(issuer.url, TASKCTL_JWKS_URL=f"{issuer.url}/api/auth/keys.json")
+def test_claims_of_ones_own(follower, followed):
+    """A payload of one's own may leave out who the user is, and narrow what the token is good for."""
+    server, _ = follower
+    issuer = followed(JWT_SCOPE="tasks:read")
     token = issuer.token(issuer.sign_up())
     assert "email" not in jwt.decode(token, options={"verify_signature": False})
     assert ask(server, token).status_code == 200
@@ -120,10 +133,10 @@ def key_of(token):
     return jwt.get_unverified_header(token)["kid"]
 
 
-def test_new_key_signs_at_once(start_better_auth, trusting):
+def test_new_key_signs_at_once(follower, followed):
     """The first token of a new key works, although nobody had seen the key; tokens of the old key go on."""
-    issuer = start_better_auth(JWKS_ROTATION="1")
-    server = trusting(issuer.url)
+    server, _ = follower
+    issuer = followed(JWKS_ROTATION="1")
     account = issuer.sign_up()
     old, unused = issuer.token(account), issuer.token(account)
     assert ask(server, old).status_code == 200
@@ -140,8 +153,11 @@ def test_issuer_that_comes_and_goes(better_auth_pair, start_better_auth, trustin
     """Without its keys no token is at fault; once fetched they serve on, until others replace them."""
     stranger, _ = better_auth_pair
     foreign = stranger.token(stranger.sign_up())
-    port = str(free_port())
-    server = trusting(f"http://127.0.0.1:{port}", BETTER_AUTH_SECRET=SECRET, TASKCTL_JWKS_MAX_AGE="1")
+    port = free_port()
+    settings = {"PORT": str(port), "AUTH_IDS": "serial", "JWKS_PATH": "/keys.json"}
+    url = f"http://127.0.0.1:{port}"
+    keys = {"TASKCTL_JWKS_URL": f"{url}/api/auth/keys.json", "TASKCTL_JWKS_MAX_AGE": "1"}
+    server = trusting(url, BETTER_AUTH_SECRET=SECRET, **keys)
 
     answer = ask(server, foreign)
     assert outcome(answer) == (503, "auth_keys_unavailable")
@@ -149,7 +165,7 @@ def test_issuer_that_comes_and_goes(better_auth_pair, start_better_auth, trustin
     assert ask(server, mint(SECRET, "by-hand", 60)).status_code == 200
     assert ask(server, foreign, path="/readyz").status_code == 200
 
-    issuer = start_better_auth(PORT=port, AUTH_IDS="serial")
+    issuer = start_better_auth(**settings)
     seen, unseen = issuer.token(issuer.sign_up()), issuer.token(issuer.sign_up())
     until(lambda: ask(server, seen).status_code == 200)
     assert outcome(ask(server, foreign)) == (401, "token_key_unknown")
@@ -160,7 +176,7 @@ def test_issuer_that_comes_and_goes(better_auth_pair, start_better_auth, trustin
     assert outcome(ask(server, foreign)) == (401, "token_key_unknown")
     assert ask(server, foreign, path="/readyz").status_code == 200
 
-    successor = start_better_auth(PORT=port, AUTH_IDS="serial")
+    successor = start_better_auth(**settings)
     new = successor.token(successor.sign_up())
     assert key_of(new) == key_of(seen) == "1"
     assert ask(server, new).status_code == 200
@@ -280,49 +296,21 @@ def environ(tmp_path):
     return bare_environ(tmp_path, TASKCTL_CONFIG_DIR=str(tmp_path / "config"))
 
 
-def log_in(issuer, server, account, environ):
-    """Log in with `taskctl login`, and return the context that is stored."""
-    with waiting_login(server.url, issuer.url, environ) as login:
-        issuer.decide(account, login.user_code)
-        code, said = login.end()
-    assert (code, f" as {account.email} " in said) == (0, True), said
-    return current(environ)
-
-
 def current(environ):
     """What is stored of the login."""
     stored = contexts.load(environ)
     return stored.get(stored.current)
 
 
-def test_login_and_logout(better_auth_pair, environ):
-    """`taskctl login` waits for the approval and is that user from then on; logging out ends the session."""
-    issuer, server = better_auth_pair
-    account = issuer.sign_up()
-    session = log_in(issuer, server, account, environ).session
-    assert taskctl("tasks", "add", "Buy milk", environ=environ).code == 0
-    assert [task["title"] for task in ask(server, issuer.token(account)).json()["items"]] == ["Buy milk"]
-    assert issuer.ask("GET", "/token", session).status_code == 200
-    assert taskctl("logout", environ=environ).code == 0
-    assert issuer.ask("GET", "/token", session).status_code == 401
-    assert (current(environ).token, current(environ).session) == (None, None)
-
-
-def test_login_that_is_denied(better_auth_pair, environ):
-    """Somebody who did not ask for it says no, and nothing is stored."""
-    issuer, server = better_auth_pair
-    with waiting_login(server.url, issuer.url, environ) as login:
-        issuer.decide(issuer.sign_up(), login.user_code, "deny")
-        code, said = login.end()
-    assert (code, "login_denied" in said) == (4, True)
-    assert contexts.load(environ).contexts == {}
-
-
 def test_login_renews_its_token_until_it_is_revoked(insider, environ):
     """A token near its end is replaced unnoticed; once the session is revoked, that end is the login's."""
     issuer, server = insider
     account = issuer.sign_up()
-    first = log_in(issuer, server, account, environ).token
+    with waiting_login(server.url, issuer.url, environ) as login:
+        issuer.decide(account, login.user_code)
+        code, said = login.end()
+    assert (code, f" as {account.email} " in said) == (0, True), said
+    first = current(environ).token
 
     def renewed():
         assert taskctl("tasks", "list", environ=environ).code == 0

@@ -124,6 +124,9 @@ class Fetch:
     `no_usable_key`."""
     detail: str
     changed: bool
+    """Whether it brought other keys."""
+    news: bool
+    """Whether it ended in another way than the one before, or the keys have become stale since."""
     keys: Sequence[Key]
     ignored: Sequence[str]
     """Why each unusable key of the set is left out."""
@@ -232,6 +235,7 @@ class KeySet:
         self._fetched_at: float | None = None
         self._outcome: str | None = None
         self._detail = "they were not fetched yet"
+        self._told: tuple[str, Freshness] | None = None
         self._http: httpx.AsyncClient | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._fetching: asyncio.Task[None] | None = None
@@ -396,7 +400,9 @@ class KeySet:
         finally:
             self._fetching = None
         self._outcome, self._detail = outcome, detail
-        self._report(Fetch(outcome, detail, changed, self.keys, ignored, self.state()))
+        state = self.state()
+        told, self._told = self._told, (outcome, state.freshness)
+        self._report(Fetch(outcome, detail, changed, told != self._told, self.keys, ignored, state))
 
     async def _download(self) -> str:
         """The key set's text.
@@ -422,10 +428,12 @@ class KeySet:
         import httpx  # noqa: PLC0415 - a server that trusts a secret alone does without
 
         if self._http is None:
+            limits = httpx.Limits(max_keepalive_connections=0)
             self._http = httpx.AsyncClient(
                 timeout=_FETCH_SECONDS,
-                trust_env=self._proxied,
-                limits=httpx.Limits(max_keepalive_connections=0),
+                limits=limits,
+                # With a transport of its own it looks for no proxy.
+                transport=None if self._proxied else httpx.AsyncHTTPTransport(limits=limits),
                 # Not compressed: a small answer cannot become a large one.
                 headers={
                     "Accept": "application/json",

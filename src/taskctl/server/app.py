@@ -149,21 +149,21 @@ def _create_limiter(settings: ServerSettings, metrics: Metrics | None) -> Limite
 
 
 def _tell_of_keys(metrics: Metrics | None, fetch: Fetch) -> None:
-    """Log and count a fetch of the key set; one that brought nothing new is only counted."""
+    """Log and count a fetch of the key set; one that ends as the one before is only counted."""
     if metrics is not None:
         metrics.key_set_fetched(fetch.outcome)
-    kids = [key.kid for key in fetch.keys]
     if fetch.changed:
-        log.info("auth_keys_changed", kids=kids, ignored=fetch.ignored)
-    elif fetch.outcome != OK:
+        log.info("auth_keys_changed", kids=[key.kid for key in fetch.keys], ignored=fetch.ignored)
+    elif fetch.news and fetch.outcome == OK:
+        log.info("auth_keys_fetched")
+    elif fetch.news:
         state = fetch.state
-        age = state.age_seconds and round(state.age_seconds, 1)
         log.warning(
             "auth_keys_fetch_failed",
             outcome=fetch.outcome,
             reason=fetch.detail,
             keys=state.freshness,
-            age_seconds=age,
+            age_seconds=state.age_seconds and round(state.age_seconds, 1),
         )
 
 
