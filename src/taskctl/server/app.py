@@ -73,8 +73,6 @@ def create_app(settings: ServerSettings) -> Application:
     metrics = None if settings.metrics is MetricsAccess.off else Metrics(database.pool_use)
     verifier = create_verifier(settings, functools.partial(_tell_of_keys, metrics))
     key_set = verifier.key_set
-    if metrics is not None and key_set is not None:
-        metrics.watch_key_set(key_set.state)
     service = Service(
         settings=settings,
         database=database,
@@ -89,6 +87,8 @@ def create_app(settings: ServerSettings) -> Application:
         await service.database.open()
         if key_set is not None:
             key_set.start()
+            if metrics is not None:  # only now: an application that never starts has no keys to show
+                metrics.watch_key_set(key_set.state)
         sampling = asyncio.create_task(_sample(metrics)) if metrics is not None and metrics.shared else None
         try:
             yield
