@@ -490,6 +490,20 @@ async def test_hanging_issuer_holds_nobody_up(issuer: Issuer, monkeypatch: pytes
         assert issuer.hits == 1
 
 
+async def test_few_wait_for_a_hanging_issuer(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond a number of waiting requests the others are answered at once, so that they do not pile up."""
+    monkeypatch.setattr("taskctl.jwks._WAITING_MAX", 5)
+    issuer.answer = issuer.hang
+    async with watching(issuer) as watched:
+        asking = [asyncio.create_task(watched.code(issuer.token(sub=f"u{n}"))) for n in range(20)]
+        await eventually(lambda: sum(task.done() for task in asking) == 15)
+        assert {task.result() for task in asking if task.done()} == {"auth_keys_unavailable"}
+        issuer.answer = None
+        issuer.released.set()
+        await asyncio.gather(*asking)
+        assert issuer.hits <= 2
+
+
 async def test_slow_answer_is_given_up(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fetch has a time limit over all, and the next may succeed."""
     monkeypatch.setattr("taskctl.jwks._FETCH_SECONDS", 0.05)

@@ -61,6 +61,9 @@ _FETCH_SECONDS = 10.0
 _PATIENCE_SECONDS = 3.0
 """How long a fetch may take, and how long a request waits for it."""
 
+_WAITING_MAX = 1000
+"""How many requests wait for one; beyond that they are answered from the keys at hand."""
+
 _REFRESH_AT = 0.8
 """The part of their age after which keys are fetched again."""
 
@@ -241,6 +244,8 @@ class KeySet:
         self._fetching: asyncio.Task[None] | None = None
         self._begun = 0
         """How many fetches were begun."""
+        self._waiting = 0
+        """How many requests wait for a fetch."""
         self._fruitless: deque[float] = deque()
         """When tokens caused fetches, since one last changed something."""
         self._unknown: dict[tuple[str | None, Doubt], float] = {}
@@ -316,7 +321,13 @@ class KeySet:
             # One that was begun before this token came may have missed its key.
             conclusive = self._begun > begun
             assert self._fetching is not None  # noqa: S101 - begun above, or before
-            done, _ = await asyncio.wait({self._fetching}, timeout=_PATIENCE_SECONDS)
+            if self._waiting >= _WAITING_MAX:
+                return False
+            self._waiting += 1
+            try:
+                done, _ = await asyncio.wait({self._fetching}, timeout=_PATIENCE_SECONDS)
+            finally:
+                self._waiting -= 1
             if self._view(algorithm, kid) != before:
                 return True
             if not done:

@@ -103,8 +103,6 @@ def _create_service(settings: ServerSettings) -> Service:
     database = Database(settings, settings.database_url.get_secret_value())
     metrics = None if settings.metrics is MetricsAccess.off else Metrics(database.pool_use)
     verifier = create_verifier(settings, functools.partial(_tell_of_keys, metrics))
-    if metrics is not None and verifier.key_set is not None:
-        metrics.watch_key_set(verifier.key_set.state)
     return Service(
         settings=settings,
         database=database,
@@ -123,6 +121,8 @@ async def _running(service: Service) -> AsyncIterator[None]:
     await service.database.open()
     if key_set is not None:
         key_set.start()
+        if metrics is not None:  # only now: an application that never starts has no keys to show
+            metrics.watch_key_set(key_set.state)
     sampling = asyncio.create_task(_sample(metrics)) if metrics is not None and metrics.shared else None
     try:
         yield
