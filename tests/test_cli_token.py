@@ -1,8 +1,10 @@
 """`taskctl token`: what it mints a server accepts, what it refuses a server refuses, and no secret shows."""
 
 import json
+import stat
 
 import httpx
+import jwt
 import pytest
 
 from conftest import SECRET, bare_environ, make_user, taskctl, taskctl_in_terminal
@@ -108,6 +110,15 @@ def test_inspect_for_people(environ):
         ["mint"],
         ["mint", "--sub", "ada", "--expires", "soon"],
         ["mint", "--sub", "ada", "--claim", "nothing"],
+        ["mint", "--sub", "ada", "--claim", "iss=1"],
+        ["mint", "--sub", "ada", "--alg", "EdDSA"],
+        ["mint", "--sub", "ada", "--alg", "none"],
+        ["mint", "--sub", "ada", "--key", "missing.pem"],
+        ["mint", "--sub", "ada", "--key", "-----BEGIN PRIVATE KEY-----\na.b.c"],
+        ["jwks"],
+        ["jwks", "--key", "missing.pem"],
+        ["keygen"],
+        ["keygen", "--key", "key.pem", "--alg", "HS256"],
     ],
 )
 def test_wrong_usage_is_2(environ, words):
@@ -117,6 +128,41 @@ def test_wrong_usage_is_2(environ, words):
     assert "usage_invalid" in done.err
     assert "Traceback" not in done.err
     assert "a.b.c" not in done.err
+
+
+@pytest.mark.parametrize("algorithm", ["EdDSA", "ES256", "ES512", "RS256", "PS256"])
+def test_a_key_signs_what_its_key_set_verifies(tmp_path, algorithm):
+    """`keygen` writes a private file and prints the public half; `jwks` publishes what `mint` signs with."""
+    environ = bare_environ(tmp_path, TASKCTL_ENV="prod")  # no secret, and none is needed
+    options = ("--key", "key.pem", "--alg", algorithm)
+    made = taskctl("token", "keygen", *options, environ=environ)
+    assert (made.code, made.err, made.out.count("\n")) == (0, "", 1)
+    assert stat.S_IMODE((tmp_path / "key.pem").stat().st_mode) == 0o600
+    published = taskctl("token", "jwks", *options, environ=environ)
+    assert (published.code, published.err) == (0, "")
+    assert json.loads(published.out) == {"keys": [json.loads(made.out)]}
+
+    claims = ("--claim", "iss=https://auth.example.com", "--claim", "aud=taskctl", "--expires", "15m")
+    token = minted(*options, *claims, environ=environ)
+    [key] = jwt.PyJWKSet.from_json(published.out).keys
+    assert jwt.get_unverified_header(token)["kid"] == key.key_id
+    decoded = jwt.decode(token, key, [algorithm], audience="taskctl", issuer="https://auth.example.com")
+    assert (decoded["sub"], decoded["exp"] - decoded["iat"]) == ("ada", 900)
+
+
+def test_several_keys_and_one_that_is_kept(tmp_path):
+    """A key set takes several files in order, and `keygen` replaces a file only when it is told to."""
+    environ = bare_environ(tmp_path)
+    made = [json.loads(taskctl("token", "keygen", "--key", name, environ=environ).out) for name in ("a", "b")]
+    both = taskctl("token", "jwks", "--key", "b", "--key", "a", environ=environ)
+    assert json.loads(both.out) == {"keys": made[::-1]}
+    held = (tmp_path / "a").read_bytes()
+    again = taskctl("token", "keygen", "--key", "a", environ=environ)
+    assert (again.code, again.out) == (2, "")
+    assert "--force" in again.err
+    assert (tmp_path / "a").read_bytes() == held
+    assert taskctl("token", "keygen", "--key", "a", "--force", environ=environ).code == 0
+    assert (tmp_path / "a").read_bytes() != held
 
 
 @pytest.mark.parametrize("environment", ["test", "prod"])

@@ -56,3 +56,14 @@ class Scope(StrEnum):
 
     read = "tasks:read"
     write = "tasks:write"
+
+
+class Algorithm(StrEnum):
+    """What a token may be signed with (RFC 7518, section 3.1; RFC 8037): a secret, or one kind of key."""
+
+    HS256 = "HS256"
+    EdDSA = "EdDSA"
+    ES256 = "ES256"
+    ES512 = "ES512"
+    RS256 = "RS256"
+    PS256 = "PS256"
