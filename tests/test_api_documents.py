@@ -17,6 +17,7 @@ ORIGIN = "https://app.example.com"
 
 COMMON = {"401", "403", "422", "429", "500", "503"}
 STATUSES = {
+    ("get", "/api/v1/me"): COMMON - {"403"} | {"200"},
     ("get", "/api/v1/{user_id}/tasks"): COMMON | {"200", "400"},
     ("post", "/api/v1/{user_id}/tasks"): COMMON | {"201", "400", "413", "415"},
     ("get", "/api/v1/{user_id}/tasks/{task_id}"): COMMON | {"200", "304", "404"},

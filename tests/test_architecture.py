@@ -75,9 +75,11 @@ def inside(modules, *names):
         (
             "taskctl.config",
             PYDANTIC | DOTENV,
-            {"errors", "vocabulary", "quantities", "setting", "signing_secret"},
+            {"errors", "vocabulary", "quantities", "setting", "signing_secret", "trust"},
         ),
-        ("taskctl.tokens", PYJWT, {"errors", "strict_json", "vocabulary"}),
+        ("taskctl.jws", set(), {"errors", "strict_json"}),
+        ("taskctl.jwks", PYJWT, {"strict_json"}),
+        ("taskctl.tokens", PYJWT, {"errors", "jwks", "jws", "strict_json", "vocabulary"}),
         ("taskctl.contexts", set(), {"errors", "vocabulary"}),
         ("taskctl.answers", set(), {"errors"}),
         ("taskctl.transport", set(), {"answers", "contexts", "errors", "vocabulary"}),

@@ -329,7 +329,7 @@ def test_what_only_development_may_lack(profile, missing, said):
 
 def check(settings):
     settings.check_database()
-    settings.check_secret()
+    settings.check_trust()
 
 
 def test_only_production_needs_a_database():

@@ -185,7 +185,7 @@ def test_filled_in_it_is_accepted(where):
         given = {each["name"]: each.get("value", "") for each in pod("deployment")[1]["env"]} | filled
     settings = ServerSettings.load(given, env_file=None)
     settings.check_database()
-    settings.check_secret()
+    settings.check_trust()
     assert settings.environment == "prod"
 
 

@@ -12,15 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    PrivateAttr,
-    SecretStr,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import PrivateAttr, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from taskctl.errors import SettingsInvalid
 from taskctl.setting import (
@@ -35,7 +27,6 @@ from taskctl.setting import (
     PreparedStatements,
     RateLimits,
     Seconds,
-    Secrets,
     Switch,
     default_data_dir,
     explain,
@@ -44,14 +35,14 @@ from taskctl.setting import (
     read_env_file,
     setting,
 )
-from taskctl.signing_secret import kept_secret, weak_secret
-from taskctl.vocabulary import MIN_SECRET_BYTES, Environment
+from taskctl.trust import TrustSettings
+from taskctl.vocabulary import Environment
 
 _HOST = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
 _MIN_METRICS_TOKEN = 16
 
 
-class ServerSettings(BaseModel):
+class ServerSettings(TrustSettings):
     """What `taskctl serve`, `db` and `token` go by.
 
     Every field is one environment variable; `.env` in the working directory may hold the same names, and
@@ -59,14 +50,6 @@ class ServerSettings(BaseModel):
     show no secret.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True)
-
-    environment: Annotated[Environment, read(lower)] = setting(
-        "TASKCTL_ENV",
-        Environment.dev,
-        expects="dev, test or prod",
-        description="The profile that the other defaults follow.",
-    )
     database_url: SecretStr | None = setting(
         "DATABASE_URL",
         None,
@@ -80,46 +63,6 @@ class ServerSettings(BaseModel):
         expects="a libpq URL such as postgresql://user@host/database",
         shown="`DATABASE_URL`",
         description="A direct connection for migrations, where a pooler stands in front of the database.",
-    )
-    data_dir: Path = setting(
-        "TASKCTL_DATA_DIR",
-        ...,
-        expects="a directory",
-        shown="the platform's data directory",
-        description="Holds the embedded PostgreSQL and the kept development secret.",
-    )
-    secret: SecretStr | None = setting(
-        "BETTER_AUTH_SECRET",
-        None,
-        expects=f"at least {MIN_SECRET_BYTES} random bytes",
-        shown="a kept secret (dev); required in test and prod",
-        description="Signs and verifies HS256 tokens, as UTF-8 bytes.",
-    )
-    previous_secrets: Secrets = setting(
-        "BETTER_AUTH_SECRET_PREVIOUS",
-        (),
-        expects="comma-separated secrets",
-        description="Comma-separated secrets that still verify, while a new one is rolled out.",
-    )
-    jwt_issuers: Names = setting(
-        "TASKCTL_JWT_ISSUERS",
-        (),
-        expects="comma-separated issuers",
-        description="Accepted `iss` claims, comma-separated; when set, every token must carry one.",
-    )
-    jwt_audiences: Names = setting(
-        "TASKCTL_JWT_AUDIENCES",
-        (),
-        expects="comma-separated audiences",
-        description="Accepted `aud` claims, comma-separated; when set, every token must carry one.",
-    )
-    jwt_leeway: Seconds = setting(
-        "TASKCTL_JWT_LEEWAY",
-        30.0,
-        expects="seconds from 0 to 600",
-        within=(0, 600),
-        shown="30 s",
-        description="Clock difference allowed when a token's times are checked.",
     )
     host: str = setting(
         "TASKCTL_HOST",
@@ -303,16 +246,6 @@ class ServerSettings(BaseModel):
             raise ValueError("holds a second @, which in a password is written %40")
         return url
 
-    @field_validator("secret", "previous_secrets")
-    @classmethod
-    def _utf8(cls, value: Any) -> Any:
-        for secret in value if isinstance(value, tuple) else (value,):
-            try:
-                (secret.get_secret_value() if secret else "").encode()
-            except UnicodeEncodeError:
-                raise ValueError("is not UTF-8") from None
-        return value
-
     @field_validator("cors_origins")
     @classmethod
     def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
@@ -427,39 +360,6 @@ class ServerSettings(BaseModel):
                 "for instance postgresql://user@host/database"
             )
 
-    def check_secret(self) -> None:
-        """Refuse, outside development, to go without a secret or with a weak one.
-
-        Raises:
-            SettingsInvalid: there is none, or one is too short or publicly known; says what to set.
-        """
-        if self.environment is Environment.dev:
-            return
-        if self.secret is None:
-            raise SettingsInvalid(
-                f"BETTER_AUTH_SECRET is not set: outside development a secret of at least {MIN_SECRET_BYTES} "
-                "bytes is required; `openssl rand -base64 32` makes one"
-            )
-        for name, secret in self._secrets():
-            weakness = weak_secret(secret.get_secret_value())
-            if weakness:
-                raise SettingsInvalid(f"{name} {weakness}; `openssl rand -base64 32` makes a good one")
-
-    def with_kept_secret(self) -> Self:
-        """In development, these settings with the secret that the data directory keeps, made if need be.
-
-        It signs where no other secret is set, and always verifies. Elsewhere the settings are unchanged.
-
-        Raises:
-            SettingsInvalid: the data directory cannot hold it.
-        """
-        if self.environment is not Environment.dev:
-            return self
-        kept = SecretStr(kept_secret(self.data_dir))
-        if self.secret is None:
-            return self.model_copy(update={"secret": kept})
-        return self.model_copy(update={"previous_secrets": (*self.previous_secrets, kept)})
-
     def with_database(self, url: str) -> Self:
         """These settings with another database, such as the embedded one once it runs."""
         return self.model_copy(update={"database_url": SecretStr(url)})
@@ -471,15 +371,7 @@ class ServerSettings(BaseModel):
         for unknown in self._unknown:
             close = difflib.get_close_matches(unknown, names, n=1)
             found.append(f"{unknown} is not a setting" + (f"; did you mean {close[0]}?" if close else ""))
-        for name, secret in self._secrets():
-            weakness = weak_secret(secret.get_secret_value())
-            if weakness:
-                found.append(f"{name} {weakness}; production refuses it")
-        return found
-
-    def _secrets(self) -> list[tuple[str, SecretStr]]:
-        current = [("BETTER_AUTH_SECRET", self.secret)] if self.secret else []
-        return current + [("BETTER_AUTH_SECRET_PREVIOUS", secret) for secret in self.previous_secrets]
+        return found + self.weak_secrets()
 
 
 def _profile(environment: str) -> dict[str, Any]:

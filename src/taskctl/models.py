@@ -21,7 +21,15 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from taskctl.vocabulary import DESCRIPTION_MAX, PAGE_LIMIT_DEFAULT, PAGE_LIMIT_MAX, TITLE_MAX, Order, Status
+from taskctl.vocabulary import (
+    DESCRIPTION_MAX,
+    PAGE_LIMIT_DEFAULT,
+    PAGE_LIMIT_MAX,
+    TITLE_MAX,
+    Order,
+    Status,
+    Trust,
+)
 
 _CONTROL = frozenset(map(chr, [*range(0x20), *range(0x7F, 0xA0)]))
 """Unicode category Cc: C0, DEL and C1."""
@@ -192,6 +200,33 @@ class Problem(BaseModel):
     checks: dict[str, Any] = Field(default={}, description="With not_ready: what was checked.")
 
 
+class VerifiedBy(BaseModel):
+    """What vouches for a token."""
+
+    trust: Trust = Field(description="This server's secret, or the issuer's key set.")
+    algorithm: str
+    key_id: str | None = Field(description="The name of the issuer's key.")
+
+
+class Me(BaseModel):
+    """Whom a token speaks for."""
+
+    user_id: str
+    issuer: str | None = Field(description="The token's `iss`.")
+    scopes: list[str] = Field(description="What it may do; words of other services included.")
+    expires_at: Timestamp
+    verified_by: VerifiedBy
+
+
+class KeySetHealth(BaseModel):
+    """The state of the issuer's key set."""
+
+    state: str = Field(description="fresh, stale (the issuer is away), or none.")
+    keys: int
+    age_seconds: float | None = Field(description="Time since it was fetched.")
+    last_fetch: str | None = Field(description="ok, or why the last fetch failed.")
+
+
 class Liveness(BaseModel):
     """The process runs."""
 
@@ -214,3 +249,4 @@ class Health(BaseModel):
     uptime_seconds: float
     database: dict[str, Any] = Field(description="Reachable, latency in milliseconds, schema revision.")
     pool: dict[str, int] = Field(description="Connections: the most, open, idle; requests that wait.")
+    key_set: KeySetHealth | None = Field(None, description="Null where only a secret is trusted.")

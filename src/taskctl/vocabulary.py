@@ -67,3 +67,10 @@ class Algorithm(StrEnum):
     ES512 = "ES512"
     RS256 = "RS256"
     PS256 = "PS256"
+
+
+class Trust(StrEnum):
+    """What vouches for a token."""
+
+    secret = "secret"  # noqa: S105 - a word
+    key_set = "key_set"

@@ -84,7 +84,7 @@ def serve(
     if reload and settings.environment is not Environment.dev:
         raise UsageInvalid("--reload is for development: TASKCTL_ENV must be dev.")
     settings.check_database()
-    settings.check_secret()
+    settings.check_trust()
     from taskctl.server.serving import serve as run  # after the settings: a refusal comes at once
 
     code = run(

@@ -149,17 +149,21 @@ def verify(context: typer.Context) -> None:
 def _examine(context: typer.Context) -> "Report":
     if context.args:
         raise UsageInvalid("A token is read from stdin only; pipe it in.")
+    import asyncio
+
     from taskctl.config import ServerSettings
     from taskctl.tokens import create_verifier
 
     settings = ServerSettings.load()
-    settings.check_secret()
+    settings.check_trust()
     if sys.stdin.isatty():
         output.note("Paste the token, then press Enter and Ctrl-D.")
     token = sys.stdin.read().strip()
     if not token:
         raise UsageInvalid("There is no token on stdin.")
-    return create_verifier(settings.with_kept_secret()).examine(token)
+    verifier = create_verifier(settings.with_kept_secret())
+    asyncio.run(verifier.fetch_keys_for(token))
+    return verifier.examine(token)
 
 
 def _secret(algorithm: Algorithm | None) -> str:
@@ -169,10 +173,12 @@ def _secret(algorithm: Algorithm | None) -> str:
     if algorithm not in {None, Algorithm.HS256}:
         raise UsageInvalid(f"--alg {algorithm} needs a private key: --key FILE.")
     settings = ServerSettings.load()
-    settings.check_secret()
+    settings.check_trust()
     secret = settings.with_kept_secret().secret
-    if secret is None:  # check_secret and with_kept_secret leave no such case
-        raise SettingsInvalid("BETTER_AUTH_SECRET is not set")
+    if secret is None:  # only a key set is trusted
+        raise SettingsInvalid(
+            "BETTER_AUTH_SECRET is not set: there is no secret to sign with; --key FILE takes a key"
+        )
     return secret.get_secret_value()
 
 

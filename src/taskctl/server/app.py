@@ -2,26 +2,31 @@
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import structlog
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from taskctl import __version__
 from taskctl.config import ServerSettings
 from taskctl.errors import SettingsInvalid
+from taskctl.jwks import OK, Fetch
 from taskctl.server.database import Database, check_url
 from taskctl.server.draining import Refusal
 from taskctl.server.limits import Limiter
 from taskctl.server.metrics import SAMPLING_SECONDS, Metrics, shared_directory
 from taskctl.server.middleware import Cors, Envelope, Hosts, Problems
+from taskctl.server.routes import me, pages, probes, tasks
 from taskctl.server.routes import metrics as metrics_route
-from taskctl.server.routes import pages, probes, tasks
 from taskctl.server.routing import Service
 from taskctl.setting import Metrics as MetricsAccess
 from taskctl.tokens import create_verifier
+
+log: Any = structlog.get_logger()
 
 _PROBLEM_TYPE = "application/problem+json"
 
@@ -56,7 +61,7 @@ def create_app(settings: ServerSettings) -> Application:
     """Make the application for one process. Nothing is connected before it starts.
 
     Args:
-        settings: complete: `database_url` is set, and so is a secret.
+        settings: complete: `database_url` is set, and `check_trust` has nothing against them.
 
     Raises:
         SettingsInvalid: they are not.
@@ -66,10 +71,14 @@ def create_app(settings: ServerSettings) -> Application:
     check_url(settings.database_url.get_secret_value())
     database = Database(settings, settings.database_url.get_secret_value())
     metrics = None if settings.metrics is MetricsAccess.off else Metrics(database.pool_use)
+    verifier = create_verifier(settings, functools.partial(_tell_of_keys, metrics))
+    key_set = verifier.key_set
+    if metrics is not None and key_set is not None:
+        metrics.watch_key_set(key_set.state)
     service = Service(
         settings=settings,
         database=database,
-        verifier=create_verifier(settings),
+        verifier=verifier,
         limiter=_create_limiter(settings, metrics),
         metrics=metrics,
         started=time.monotonic(),
@@ -78,12 +87,16 @@ def create_app(settings: ServerSettings) -> Application:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.database.open()
+        if key_set is not None:
+            key_set.start()
         sampling = asyncio.create_task(_sample(metrics)) if metrics is not None and metrics.shared else None
         try:
             yield
         finally:
             if sampling is not None:
                 sampling.cancel()
+            if key_set is not None:
+                await key_set.close()
             await service.limiter.close()
             await service.database.close()
 
@@ -99,7 +112,7 @@ def create_app(settings: ServerSettings) -> Application:
     )
     app.state.service = service
     # Added as they are rather than included: an included router matches each request twice.
-    for router in (tasks.router, probes.router):
+    for router in (me.router, tasks.router, probes.router):
         app.router.routes.extend(router.routes)
     if metrics is not None:
         metrics_route.add_metrics(app)
@@ -118,6 +131,25 @@ def _create_limiter(settings: ServerSettings, metrics: Metrics | None) -> Limite
         decided=metrics.decided,
         storage_failed=metrics.storage_failed,
     )
+
+
+def _tell_of_keys(metrics: Metrics | None, fetch: Fetch) -> None:
+    """Log and count a fetch of the key set; one that brought nothing new is only counted."""
+    if metrics is not None:
+        metrics.key_set_fetched(fetch.outcome)
+    kids = [key.kid for key in fetch.keys]
+    if fetch.changed:
+        log.info("auth_keys_changed", kids=kids, ignored=fetch.ignored)
+    elif fetch.outcome != OK:
+        state = fetch.state
+        age = state.age_seconds and round(state.age_seconds, 1)
+        log.warning(
+            "auth_keys_fetch_failed",
+            outcome=fetch.outcome,
+            reason=fetch.detail,
+            keys=state.freshness,
+            age_seconds=age,
+        )
 
 
 async def _sample(metrics: Metrics) -> None:

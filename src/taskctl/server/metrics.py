@@ -6,15 +6,17 @@ settles which of the two it is when it is imported, which is why nothing here im
 """
 
 import contextlib
+import math
 import os
 import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from taskctl import __version__
+from taskctl.jwks import Freshness, State
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SAMPLING_SECONDS = 1.0
@@ -95,6 +97,14 @@ class Metrics:
             "How often the limiter's storage could not be asked.",
             registry=registry,
         ).inc
+        self._key_set_fetches = Counter(
+            "taskctl_key_set_fetches",
+            "Fetches of the issuer's key set, by outcome: `ok`, or why it could not be had.",
+            ("outcome",),
+            registry=registry,
+        )
+        self._key_set: Callable[[], State] | None = None
+        self._key_set_gauges: dict[str, Any] = {}
         self._gauges = {
             name: Gauge(f"taskctl_{name}", text, multiprocess_mode="livesum", registry=registry)
             for name, text in (
@@ -149,8 +159,34 @@ class Metrics:
         """Count a decision of the limiter."""
         self._cell(self._decisions, limit, decision).inc()
 
+    def key_set_fetched(self, outcome: str) -> None:
+        """Count one fetch of the key set."""
+        self._cell(self._key_set_fetches, outcome).inc()
+
+    def watch_key_set(self, state: Callable[[], State]) -> None:
+        """Show the key set's state from now on; that of several workers' which is the worst off."""
+        from prometheus_client import Gauge  # noqa: PLC0415
+
+        self._key_set = state
+        gauges: tuple[tuple[str, Literal["livemin", "livemax"], str], ...] = (
+            ("keys", "livemin", "Keys of the issuer that may be used."),
+            ("age_seconds", "livemax", "Time since the key set was fetched; NaN where it never was."),
+            ("stale", "livemax", "1 while the keys are older than they should be, or there are none."),
+        )
+        self._key_set_gauges = {
+            name: Gauge(f"taskctl_key_set_{name}", text, multiprocess_mode=mode, registry=self._registry)
+            for name, mode, text in gauges
+        }
+
     def sample(self) -> None:
         """Set the gauges to what is the case now."""
+        if self._key_set is not None:
+            state = self._key_set()
+            self._key_set_gauges["keys"].set(state.keys)
+            self._key_set_gauges["age_seconds"].set(
+                math.nan if state.age_seconds is None else state.age_seconds
+            )
+            self._key_set_gauges["stale"].set(state.freshness is not Freshness.fresh)
         pool = self._pool()
         for name, value in (
             ("http_requests_in_flight", self.in_flight),

@@ -25,6 +25,7 @@ from starlette.types import Receive, Scope, Send
 from taskctl import strict_json, vocabulary
 from taskctl.config import ServerSettings
 from taskctl.errors import (
+    AuthKeysUnavailable,
     BadRequest,
     BodyTooLarge,
     Forbidden,
@@ -42,7 +43,7 @@ from taskctl.server.draining import Drain
 from taskctl.server.limits import Limiter
 from taskctl.server.metrics import Metrics
 from taskctl.server.queries import Statement
-from taskctl.tokens import Identity, Verifier, shorten
+from taskctl.tokens import Identity, Verifier, shorten, unverified
 
 log: Any = structlog.get_logger()
 
@@ -176,7 +177,7 @@ class TaskRoute(PublicRoute):
         path = call.path_params
         call.identity = identity = await _authenticate(call)
         try:
-            self._authorize(identity, path["user_id"])
+            self._authorize(identity, path.get("user_id", "me"))
         except Forbidden as error:
             _log_refusal(call, error, sub=identity.user_id)
             raise
@@ -225,6 +226,13 @@ class TaskRoute(PublicRoute):
         return await _read_body(call, call.service.settings.max_body)
 
 
+class OwnRoute(TaskRoute):
+    """A route about whoever sends a good token, whatever its scope."""
+
+    def _authorize(self, identity: Identity, owner: str) -> None:
+        pass
+
+
 def challenge(error: str | None = None, description: str | None = None, scope: str | None = None) -> str:
     """A `WWW-Authenticate` value (RFC 6750, section 3)."""
     parts = {"realm": "taskctl", "error": error, "error_description": description, "scope": scope}
@@ -265,12 +273,16 @@ async def _authenticate(call: Call) -> Identity:
     token = ""
     try:
         token = bearer_token(call)
-        identity = service.verifier.verify(token)
-    except Unauthenticated as error:
+        identity = service.verifier.recall(token)
+        if identity is None:
+            identity = await service.verifier.authenticate(token)
+            _log_acceptance(call, identity)
+    except (Unauthenticated, AuthKeysUnavailable) as error:
         if service.metrics is not None:
             service.metrics.authenticated(error.code)
-        _log_refusal(call, error, **_unverified(service.verifier, token))
-        await service.limiter.refuse(client_address(call.scope))
+        _log_refusal(call, error, **_unverified(token))
+        if isinstance(error, Unauthenticated):
+            await service.limiter.refuse(client_address(call.scope))
         raise
     if service.metrics is not None:
         service.metrics.authenticated("accepted")
@@ -280,8 +292,24 @@ async def _authenticate(call: Call) -> Identity:
     return identity
 
 
-def _log_refusal(call: Call, error: Unauthenticated | Forbidden, **claims: str | None) -> None:
-    """The event of a refusal. An acceptance is told by the `user_id` of the event of the request."""
+def _log_acceptance(call: Call, identity: Identity) -> None:
+    """The event of a token that was verified. While it is remembered, the event of each request is enough."""
+    log.info(
+        "auth_accepted",
+        request_id=call.scope["taskctl.exchange"].request_id,
+        code="accepted",
+        client=client_address(call.scope),
+        sub=identity.user_id,
+        kid=identity.key_id,
+        alg=identity.algorithm,
+        trust=identity.trust,
+    )
+
+
+def _log_refusal(
+    call: Call, error: Unauthenticated | Forbidden | AuthKeysUnavailable, **claims: str | None
+) -> None:
+    """The event of a refusal."""
     log.info(
         "auth_refused",
         request_id=call.scope["taskctl.exchange"].request_id,
@@ -291,16 +319,12 @@ def _log_refusal(call: Call, error: Unauthenticated | Forbidden, **claims: str |
     )
 
 
-def _unverified(verifier: Verifier, token: str) -> dict[str, str | None]:
+def _unverified(token: str) -> dict[str, str | None]:
     """What a refused token says of itself, marked as unverified where it names somebody."""
     if not token:
         return {}
-    report = verifier.examine(token)
-    told = {
-        "sub_unverified": report.claims.get("sub"),
-        "kid": report.header.get("kid"),
-        "alg": report.header.get("alg"),
-    }
+    header, claims = unverified(token)
+    told = {"sub_unverified": claims.get("sub"), "kid": header.get("kid"), "alg": header.get("alg")}
     return {
         name: value
         if value is None or (isinstance(value, str) and _SIMPLE.fullmatch(value))

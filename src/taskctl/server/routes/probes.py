@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 
 from taskctl import __version__
 from taskctl.errors import NotReady, Unavailable
-from taskctl.models import Health, Liveness, Problem, Readiness
+from taskctl.models import Health, KeySetHealth, Liveness, Problem, Readiness
 from taskctl.server import migrations
 from taskctl.server.routing import JSON, Call, PublicRoute, Service
 
@@ -54,8 +54,17 @@ async def health(call: Call) -> Response:
         uptime_seconds=round(time.monotonic() - service.started, 1),
         database=database,
         pool=service.database.pool_use(),
+        key_set=_key_set_health(service),
     )
     return Response(answer.model_dump_json(), media_type=JSON)
+
+
+def _key_set_health(service: Service) -> KeySetHealth | None:
+    if service.verifier.key_set is None:
+        return None
+    state = service.verifier.key_set.state()
+    age = None if state.age_seconds is None else round(state.age_seconds, 1)
+    return KeySetHealth(state=state.freshness, keys=state.keys, age_seconds=age, last_fetch=state.last_fetch)
 
 
 async def readiness(service: Service) -> dict[str, str]:

@@ -18,7 +18,7 @@ from taskctl.server.database import Row
 from taskctl.server.routing import JSON, MERGE_PATCH, Call, TaskRoute
 from taskctl.vocabulary import API_PREFIX, IDEMPOTENCY_KEY_MAX, TASK_ID_MAX, Order
 
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
+PROBLEMS: dict[int | str, dict[str, Any]] = {
     401: {"model": Problem, "description": "No token, or not one that this server accepts."},
     403: {"model": Problem, "description": "Not your tasks, or a scope that does not allow this."},
     422: {"model": Problem, "description": "Values or parameters that are not allowed."},
@@ -47,6 +47,9 @@ _NO_DIGEST = b""
 
 _NEXT_ENTITY_TAG = re.compile(r'[ \t,]*(?:(W/)?"([\x21\x23-\x7e\x80-\xff]*)"(?=[ \t]*(?:,|$))|$)')
 
+BEARER = HTTPBearer(bearerFormat="JWT", description="`taskctl token mint` makes one.")
+"""Declared for the OpenAPI document; `TaskRoute` does what it says."""
+
 TaskId = Annotated[int, Path(ge=1, le=TASK_ID_MAX, description="What cannot be an id is 404.")]
 IfMatch = Annotated[
     str | None,
@@ -67,9 +70,9 @@ router = APIRouter(
     route_class=TaskRoute,
     dependencies=[
         Depends(_owner),
-        Depends(HTTPBearer(bearerFormat="JWT", description="`taskctl token mint` makes one.")),
+        Depends(BEARER),
     ],
-    responses=_PROBLEMS,
+    responses=PROBLEMS,
     tags=["tasks"],
 )
 
