@@ -14,6 +14,7 @@ import time
 import zlib
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
@@ -35,17 +36,20 @@ EDDSA, ES256, ES512, RS256, PS256 = ASYMMETRIC
 KEYS = {algorithm: make_key(algorithm) for algorithm in (EDDSA, ES256, ES512)} | {
     algorithm: SigningKey(rsa.generate_private_key(65537, 2048), algorithm) for algorithm in (RS256, PS256)
 }
-FOREIGN = {algorithm: make_key(algorithm) for algorithm in (EDDSA, ES256, RS256)}
+FOREIGN = {algorithm: make_key(algorithm) for algorithm in (EDDSA, ES256)} | {
+    RS256: SigningKey(rsa.generate_private_key(65537, 2048), RS256)
+}
 SMALL = rsa.generate_private_key(65537, 1024)  # noqa: S505 - it must not count
 P384, ED448 = ec.generate_private_key(ec.SECP384R1()), ed448.Ed448PrivateKey.generate()
 SYMMETRIC = b"published in the key set, and so no secret"
 
 AUTH = "https://auth.example.com"
 OTHER_SECRET = "another secret, which is long enough to sign"
-PREVIOUS = "the previous secret, which still verifies"
+PREVIOUS = "the previous secret that still verifies"
 EVIL = "http://127.0.0.1:1"
 NOW = int(time.time())
 CLAIMS = {"iss": AUTH, "aud": AUTH, "sub": "ada", "iat": NOW, "exp": NOW + 3600}
+NAMED = CLAIMS | {"iss": "https://a.example.com", "aud": "a"}
 ABSENT = object()
 
 ALGORITHM, SIGNATURE, KEY = "token_algorithm_not_allowed", "token_signature_invalid", "token_key_unknown"
@@ -76,8 +80,12 @@ def b64(data: bytes) -> str:
 
 
 def compact(value: Any) -> bytes:
-    """What is not bytes already, as JSON."""
-    return value if isinstance(value, bytes) else json.dumps(value, separators=(",", ":")).encode()
+    """What is not bytes already, as JSON; members that are absent are left out."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, dict):
+        value = {name: member for name, member in value.items() if member is not ABSENT}
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def jws(header: Any, claims: Any, sign: Sign) -> str:
@@ -112,17 +120,12 @@ def ecdsa(private: Any, digest: hashes.HashAlgorithm, spell: Callable[[int, int]
 def header_of(algorithm: str, **members: Any) -> dict[str, Any]:
     """The header that a good token of this algorithm has, with some members exchanged or absent."""
     kid = {} if algorithm == "HS256" else {"kid": KEYS[Algorithm(algorithm)].kid}
-    header = {"alg": str(algorithm), **kid, **members}
-    return {name: value for name, value in header.items() if value is not ABSENT}
-
-
-def claims_with(**members: Any) -> dict[str, Any]:
-    return {name: value for name, value in (CLAIMS | members).items() if value is not ABSENT}
+    return {"alg": str(algorithm), **kid, **members}
 
 
 def good_claims(algorithm: str) -> dict[str, Any]:
     """An audience is wrong where none is configured, and the URL configures none for secrets."""
-    return claims_with(aud=ABSENT) if algorithm == "HS256" else CLAIMS
+    return CLAIMS | {"aud": ABSENT} if algorithm == "HS256" else CLAIMS
 
 
 def signer_of(algorithm: str) -> Sign:
@@ -226,18 +229,8 @@ def no_tokens_at_all() -> Rows:
     yield Attack("Better Auth's session token", "Dp8Wf0Yk3xVb5nQz7sLr2tGh9jMc4aEu", MALFORMED)
     yield Attack("Better Auth's signed cookie", "Dp8Wf0Yk3xVb5nQz.c2lnbmF0dXJlIG9mIGEgY29va2ll", MALFORMED)
     yield Attack("PASETO", "v4.public.eyJzdWIiOiJhZGEifQ.c2ln", MALFORMED)
-    for text in (
-        "..",
-        f".{claims}.",
-        ".",
-        "....",
-        "null",
-        "undefined",
-        "[object Object]",
-        "{}",
-        "' OR 1=1 --",
-        "%00",
-    ):
+    yield Attack("only claims", f".{claims}.", MALFORMED)
+    for text in ("..", ".", "....", "null", "undefined", "[object Object]", "{}", "' OR 1=1 --", "%00"):
         yield Attack(f"the text {text}", text, MALFORMED)
 
 
@@ -523,8 +516,15 @@ def headers() -> Rows:
         yield Attack(f"kid: {name}", forged(RS256, sign=signs(foreign), kid=kid), KEY)
         token = forged(RS256, kid=kid)
         yield Attack(f"kid: {name}, signed by a key that is published", token, KEY)
-    for kid in (1, True, None, [KEYS[RS256].kid], {"kid": KEYS[RS256].kid}, 1.5):
-        yield Attack(f"kid: {kid!r:.20}", forged(RS256, kid=kid), MALFORMED)
+    yield Attack("kid: null, and the attacker's key", forged(RS256, sign=signs(foreign), kid=None), SIGNATURE)
+    no_texts = {
+        "a number": 1,
+        "a truth": True,
+        "a list": [KEYS[RS256].kid],
+        "an object": {"kid": KEYS[RS256].kid},
+    }
+    for name, value in no_texts.items():
+        yield Attack(f"kid: {name}", forged(RS256, kid=value), MALFORMED)
     embedded = {
         "jwk": foreign.public_jwk(),
         "jku": f"{EVIL}/jwks",
@@ -577,42 +577,60 @@ def headers() -> Rows:
 
 def claims() -> Rows:
     """Claims absent, of a wrong type, out of time, or not JSON, properly signed, in both ways of trust."""
-    exchanged: dict[str, dict[str, list[Any]]] = {
-        MISSING: {"sub": [ABSENT, None, ""], "exp": [ABSENT, None]},
-        MALFORMED: {
-            "sub": [
-                1,
-                0,
-                True,
-                False,
-                ["ada"],
-                {"id": "ada"},
-                "u" * 256,
-                "a\0",
-                "a\n",
-                "\x7f",
-                "\x9f",
-                "\ud800",
-            ],
-            "exp": [str(NOW + 60), "", True, [NOW + 60], {}, 10**15, 10**30, -(10**15)],
-            "nbf": ["0", True, [0], 10**30],
-            "iat": ["now", True, []],
-            "iss": [1, True, [AUTH], {}],
-            "aud": [1, True, {}, {AUTH: True}, [AUTH, 1], [[AUTH]], [None]],
-            "scope": [None, 1, True, ["tasks:read"], {"tasks:read": True}],
-            "padding": ["x" * 8192, "y" * 40_000],
+    types = {"a number": 1, "a truth": True, "a list": ["ada"], "an object": {"id": "ada"}}
+    exchanged: dict[str, dict[str, dict[str, Any]]] = {
+        MISSING: {
+            "sub": {"absent": ABSENT, "null": None, "empty": ""},
+            "exp": {"absent": ABSENT, "null": None},
         },
-        EXPIRED: {"exp": [NOW - 3600, 0, -1, -0.5, 1e-300, NOW - 31]},
-        EARLY: {"nbf": [NOW + 3600, NOW + 1e9]},
+        MALFORMED: {
+            "sub": {
+                **types,
+                "0": 0,
+                "false": False,
+                "256 characters": "u" * 256,
+                "a NUL": "a\0",
+                "a newline": "a\n",
+                "DEL": "\x7f",
+                "a control character": "\x9f",
+                "a lone surrogate": "\ud800",
+            },
+            "exp": {
+                "a text": str(NOW + 60),
+                "an empty text": "",
+                "a truth": True,
+                "a list": [NOW + 60],
+                "an object": {},
+                "10^15": 10**15,
+                "10^30": 10**30,
+                "-10^15": -(10**15),
+            },
+            "nbf": {"a text": "0", "a truth": True, "a list": [0], "10^30": 10**30},
+            "iat": {"a text": "now", "a truth": True, "a list": []},
+            "iss": {**types, "a list of the right one": [AUTH]},
+            "aud": {
+                "a number": 1,
+                "a truth": True,
+                "an object": {AUTH: True},
+                "a number too": [AUTH, 1],
+                "a list in a list": [[AUTH]],
+                "a null in a list": [None],
+            },
+            "scope": {**types, "null": None, "a list of scopes": ["tasks:read"]},
+            "padding": {"8 KiB": "x" * 8192, "40 kB": "x" * 40_000},
+        },
+        EXPIRED: {
+            "exp": {"an hour ago": NOW - 3600, "past the leeway": NOW - 31, "0": 0, "-1": -1, "tiny": 1e-300}
+        },
+        EARLY: {"nbf": {"in an hour": NOW + 3600, "in 30 years": NOW + 1e9}},
     }
     for algorithm in ("HS256", EDDSA):
         good = good_claims(algorithm)
         for code, members in exchanged.items():
             for name, values in members.items():
-                for value in values:
-                    changed = {key: each for key, each in {**good, name: value}.items() if each is not ABSENT}
-                    shown = "absent" if value is ABSENT else ascii(value)
-                    yield Attack(f"{algorithm} {name} {shown:.30}", forged(algorithm, changed), code)
+                for shown, value in values.items():
+                    token = forged(algorithm, good | {name: value})
+                    yield Attack(f"{algorithm} {name}: {shown}", token, code)
         for name, text in not_json(compact(good)[:-1]).items():
             yield Attack(f"{algorithm} claims: {name}", forged(algorithm, text), MALFORMED)
         nested = forged(algorithm, GOOD[algorithm].encode(), cty="JWT")
@@ -657,68 +675,58 @@ def not_json(good: bytes) -> dict[str, bytes]:
 
 
 def foreign_rules() -> Rows:
-    """Tokens of another issuer, for another audience, for another purpose, or of the other way of trust."""
-    for value in (ABSENT, None):
-        for name in ("iss", "aud"):
-            yield Attack(f"EdDSA {name} {value!r:.10}", forged(EDDSA, claims_with(**{name: value})), MISSING)
-    wrong_issuers = (
-        "https://evil.example.com",
+    """Tokens of another issuer, for another audience, or that meet only the other way of trust's rules."""
+    for name in ("iss", "aud"):
+        yield Attack(f"EdDSA {name} absent", forged(EDDSA, CLAIMS | {name: ABSENT}), MISSING)
+        yield Attack(f"EdDSA {name} null", forged(EDDSA, CLAIMS | {name: None}), MISSING)
+    evil, plain = "https://evil.example.com", AUTH.replace("https", "http")
+    for text in (
+        evil,
+        f"{AUTH}.evil.example.com",
         f"{AUTH}/",
-        f"{AUTH}/api/auth",
-        "",
+        f"{AUTH}:443",
+        f" {AUTH}",
         AUTH.upper(),
-        "http" + AUTH[5:],
-    )
-    for issuer in (*wrong_issuers, f"{AUTH}:443", f"{AUTH}.evil.example.com", f" {AUTH}"):
-        yield Attack(f"EdDSA iss {issuer!r}", forged(EDDSA, claims_with(iss=issuer)), ISSUER)
-    for audience in ("", [], ["https://evil.example.com"], f"{AUTH}/", "*", [f"{AUTH},other"], AUTH.upper()):
-        yield Attack(f"EdDSA aud {audience!r}", forged(EDDSA, claims_with(aud=audience)), AUDIENCE)
-    for audience in ("https://evil.example.com", AUTH, [AUTH], [], ""):
-        yield Attack(f"HS256 aud {audience!r}", forged("HS256", claims_with(aud=audience)), AUDIENCE)
+        plain,
+        "",
+    ):
+        yield Attack(f"EdDSA iss {text!r}", forged(EDDSA, CLAIMS | {"iss": text}), ISSUER)
+        yield Attack(f"EdDSA aud {text!r}", forged(EDDSA, CLAIMS | {"aud": text}), AUDIENCE)
+    for audiences in ([], [evil], [f"{AUTH},{evil}"], ["*"]):
+        yield Attack(f"EdDSA aud {audiences}", forged(EDDSA, CLAIMS | {"aud": audiences}), AUDIENCE)
+    for audience in (evil, [evil], [], "", f"{AUTH}/"):
+        yield Attack(f"HS256 aud {audience!r}", forged("HS256", CLAIMS | {"aud": audience}), AUDIENCE)
     for algorithm in ("HS256", EDDSA):
-        for code, claim in ((ISSUER, {"iss": "https://b.example.com"}), (AUDIENCE, {"aud": "b"})):
-            name = f"{algorithm} {claim} where settings name others"
-            yield Attack(name, forged(algorithm, claims_with(**claim)), code, "named")
-        for absent in ("iss", "aud"):
-            name = f"{algorithm} without {absent} where settings name one"
-            yield Attack(name, forged(algorithm, claims_with(**{absent: ABSENT})), MISSING, "named")
-        yield Attack(f"{algorithm} of what the URL implies", forged(algorithm, CLAIMS), ISSUER, "named")
+        for name, code in (("iss", ISSUER), ("aud", AUDIENCE)):
+            token = forged(algorithm, NAMED | {name: "https://b.example.com"})
+            yield Attack(f"{algorithm} {name} wrong where settings name others", token, code, "named")
+            token = forged(algorithm, NAMED | {name: ABSENT})
+            yield Attack(f"{algorithm} {name} absent where settings name some", token, MISSING, "named")
+        token = forged(algorithm, CLAIMS)
+        yield Attack(f"{algorithm} of the URL's origin where settings name others", token, ISSUER, "named")
+    token = forged("HS256", CLAIMS | {"aud": evil}, sign=mac(PREVIOUS))
+    yield Attack("a previous secret, and another audience", token, AUDIENCE)
+    token = forged("HS256", sign=mac(PREVIOUS))
+    yield Attack("a previous secret where there is none", token, SIGNATURE, "secret")
 
 
 def foreign_purposes() -> Rows:
-    """Tokens that Better Auth signs for other purposes, and tokens for other people's tasks."""
+    """Tokens that Better Auth signs for other purposes, and good tokens at other people's tasks."""
     mail = {"email": "ada@example.com", "userId": "ada", "iat": NOW, "exp": NOW + 3600}
     yield Attack("Better Auth's mail link", forged("HS256", mail), MISSING)
     cookie = {"session": {"token": "t", "userId": "ada"}, "user": {"id": "ada"}, "iat": NOW, "exp": NOW + 300}
     yield Attack("Better Auth's cookie cache", forged("HS256", cookie), MISSING)
-    cache = claims_with(aud="better-auth:session-cache")
+    cache = CLAIMS | {"aud": "better-auth:session-cache"}
     yield Attack("Better Auth's session cache", forged(EDDSA, cache, typ="session-cache+jwt"), AUDIENCE)
+    provided = CLAIMS | {"iss": f"{AUTH}/api/auth"}
+    yield Attack("Better Auth's OAuth provider", forged(EDDSA, provided, typ="at+jwt"), ISSUER)
     for algorithm in ("HS256", EDDSA):
-        token = GOOD[algorithm]
-        for other in ("bob", "Ada", "ada ", "ada%00", "%2Fada", "me.", "ADA", "a%64a%20"):
-            name = f"{algorithm}: ada's token for the tasks of {other}"
-            yield Attack(name, token, "not_your_tasks", path=f"/api/v1/{other}/tasks")
-        lookalikes = {
-            "SUB": "ada",
-            "userId": "ada",
-            "user_id": "ada",
-            "id": "ada",
-            "email": "ada",
-            "sub ": "ada",
-        }
-        claims_of_others = claims_with(sub=ABSENT, **lookalikes)
-        if algorithm == "HS256":
-            del claims_of_others["aud"]
-        yield Attack(f"{algorithm} sub under other names", forged(algorithm, claims_of_others), MISSING)
-    yield Attack(
-        "a previous secret with a wrong audience", forged("HS256", CLAIMS, sign=mac(PREVIOUS)), AUDIENCE
-    )
-    yield Attack(
-        "a previous secret at a server that has none",
-        forged("HS256", sign=mac(PREVIOUS)),
-        SIGNATURE,
-        "secret",
-    )
+        names = ("SUB", "sub ", "userId", "user_id", "id", "email", "name", "preferred_username", "azp")
+        nobody = good_claims(algorithm) | {"sub": ABSENT} | dict.fromkeys(names, "ada")
+        yield Attack(f"{algorithm} sub under other names", forged(algorithm, nobody), MISSING)
+        for other in ("bob", "Ada", "ADA", "ada%20", "ada%00", "%61d%61.", "me."):
+            name = f"{algorithm} at the tasks of {other}"
+            yield Attack(name, GOOD[algorithm], "not_your_tasks", path=f"/api/v1/{other}/tasks")
 
 
 ATTACKS = [
@@ -767,10 +775,12 @@ def servers(
     both = {**secret, "BETTER_AUTH_SECRET_PREVIOUS": PREVIOUS, **keys}
     named = {**both, "TASKCTL_JWT_ISSUERS": "https://a.example.com", "TASKCTL_JWT_AUDIENCES": "a"}
     trusted = {"both": both, "secret": secret, "keys": keys, "named": named}
-    return {
-        name: start_server(TASKCTL_ENV="test", DATABASE_URL=database_url, **variables)
-        for name, variables in trusted.items()
-    }
+
+    def start(variables: dict[str, str]) -> Server:
+        return start_server(TASKCTL_ENV="test", DATABASE_URL=database_url, **variables)
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(trusted, pool.map(start, trusted.values()), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -785,27 +795,24 @@ def send(http: httpx.Client, server: Server, token: str, path: str = "/api/v1/me
     return http.get(server.url + path, headers=[(b"Authorization", value)])
 
 
-ACCEPTED = [
-    *(("both", token) for token in GOOD.values()),
-    ("both", forged("HS256", sign=mac(PREVIOUS))),
-    ("both", forged(EDDSA, claims_with(aud=["other", AUTH]))),
-    ("both", forged(ES256, kid="twice")),
-    ("both", forged(RS256, kid="twice")),
-    ("secret", GOOD[Algorithm.HS256]),
-    *(("keys", GOOD[algorithm]) for algorithm in ASYMMETRIC),
-    *(
-        ("named", forged(algorithm, claims_with(iss="https://a.example.com", aud="a")))
-        for algorithm in Algorithm
-    ),
-]
+ACCEPTED = {
+    **{f"both, {algorithm}": token for algorithm, token in GOOD.items()},
+    **{f"keys, {algorithm}": GOOD[algorithm] for algorithm in ASYMMETRIC},
+    **{f"named, {algorithm}": forged(algorithm, NAMED) for algorithm in Algorithm},
+    "secret, HS256": GOOD[Algorithm.HS256],
+    "both, a previous secret": forged("HS256", sign=mac(PREVIOUS)),
+    "both, several audiences": forged(EDDSA, CLAIMS | {"aud": ["other", AUTH]}),
+    "both, one of two keys of a name": forged(ES256, kid="twice"),
+    "both, the other one": forged(RS256, kid="twice"),
+}
 
 
-@pytest.mark.parametrize(("server", "token"), ACCEPTED)
+@pytest.mark.parametrize("name", ACCEPTED)
 def test_what_attacks_start_from_is_accepted(
-    http: httpx.Client, servers: dict[str, Server], server: str, token: str
+    http: httpx.Client, servers: dict[str, Server], name: str
 ) -> None:
     """A good token of each algorithm opens the door of each server that trusts its signer."""
-    answer = send(http, servers[server], token)
+    answer = send(http, servers[name.partition(",")[0]], ACCEPTED[name])
     assert answer.status_code == 200, answer.text
 
 
@@ -837,7 +844,7 @@ def test_an_address_in_a_token_is_never_asked(
     url = f"{issuer[0]}/{member}"
     header: dict[str, Any] = {"kid": "unknown", member: {"jku": url} if member == "jwk" else url}
     header.pop("iss", None)
-    token = forged(RS256, claims_with(iss=url), sign=signs(FOREIGN[RS256]), **header)
+    token = forged(RS256, CLAIMS | {"iss": url}, sign=signs(FOREIGN[RS256]), **header)
     assert send(http, servers["both"], token).json()["code"] == KEY
     assert set(issuer[1]) == {"/jwks"}
 
