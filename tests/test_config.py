@@ -41,6 +41,11 @@ def refusal(**environ):
         ("TASKCTL_MIGRATION_DATABASE_URL", None, None, None),
         ("BETTER_AUTH_SECRET", None, None, None),
         ("BETTER_AUTH_SECRET_PREVIOUS", (), (), ()),
+        ("BETTER_AUTH_URL", None, None, None),
+        ("TASKCTL_JWKS_URL", None, None, None),
+        ("TASKCTL_JWKS_ALLOW_HTTP", False, False, False),
+        ("TASKCTL_JWKS_MAX_AGE", 300, 300, 300),
+        ("TASKCTL_JWKS_MAX_STALE", 86_400, 86_400, 86_400),
         ("TASKCTL_JWT_ISSUERS", (), (), ()),
         ("TASKCTL_JWT_AUDIENCES", (), (), ()),
         ("TASKCTL_JWT_LEEWAY", 30, 30, 30),
@@ -87,6 +92,10 @@ def test_data_directory_follows_the_platform(monkeypatch, tmp_path):
             for text in ("60", "60s", "60 s", "1m", "60000ms", " 60.0 ", "1M")
         ),
         ("TASKCTL_JWT_LEEWAY", "0", 0),
+        ("TASKCTL_JWKS_MAX_AGE", "1m", 60),
+        ("TASKCTL_JWKS_MAX_STALE", "7d", 604_800),
+        ("BETTER_AUTH_URL", " https://app.example.com/ ", "https://app.example.com"),
+        ("TASKCTL_JWKS_URL", "https://app.example.com/keys?p=1", "https://app.example.com/keys?p=1"),
         ("TASKCTL_JWT_LEEWAY", "10m", 600),
         ("TASKCTL_STATEMENT_TIMEOUT", "250ms", 0.25),
         ("TASKCTL_POOL_TIMEOUT", "0.5", 0.5),
@@ -137,11 +146,19 @@ def test_several_previous_secrets():
     assert [secret.get_secret_value() for secret in settings.previous_secrets] == ["one", "two"]
 
 
+NO_URLS = (
+    *("app.example.com", "ftp://a.test", "https://", "https://a.test:x", "https://a.test:0", "//a", "x"),
+    *("https://u:hunter2@a.test", "https://a.test/#x", "https://a b.test", "https://é.test"),
+)
 WRONG = {
     "TASKCTL_ENV": ("production", "staging", "hunter2"),
     "DATABASE_URL": ("mysql://u:hunter2@h/d", "host=h password=hunter2", "sqlite:///x"),
     "TASKCTL_MIGRATION_DATABASE_URL": ("http://u:hunter2@h",),
     "TASKCTL_JWT_LEEWAY": ("-1", "601", "soon", "1e1", "30 parsecs", "nan", "inf", "1d", "9" * 400),
+    **dict.fromkeys(("BETTER_AUTH_URL", "TASKCTL_JWKS_URL"), NO_URLS),
+    "TASKCTL_JWKS_ALLOW_HTTP": ("perhaps",),
+    "TASKCTL_JWKS_MAX_AGE": ("0", "2d", "never"),
+    "TASKCTL_JWKS_MAX_STALE": ("0", "31d"),
     "TASKCTL_PORT": ("-1", "65536", "http", "80.5", "0x50"),
     "TASKCTL_CORS_ORIGINS": (
         *("*", "a.test", "https://a.test/", "https://a.test/x", "ftp://a.test", "https://", "null"),
@@ -330,6 +347,81 @@ def test_what_only_development_may_lack(profile, missing, said):
 def check(settings):
     settings.check_database()
     settings.check_trust()
+
+
+@pytest.mark.parametrize("profile", ["test", "prod"])
+def test_an_issuer_is_trust_enough(profile):
+    """Outside development an issuer with published keys takes the place of a secret; both may be."""
+    environ = PROD | {"TASKCTL_ENV": profile, "BETTER_AUTH_URL": "https://app.example.com"}
+    check(load(**environ))
+    check(load(**environ | {"BETTER_AUTH_SECRET": ""}))
+    with pytest.raises(SettingsInvalid, match="BETTER_AUTH_SECRET is not set, nor is BETTER_AUTH_URL"):
+        check(load(**environ | {"BETTER_AUTH_SECRET": "", "BETTER_AUTH_URL": ""}))
+    with pytest.raises(SettingsInvalid, match="BETTER_AUTH_SECRET is a publicly known placeholder"):
+        check(load(**environ | {"BETTER_AUTH_SECRET": "changeme"}))
+
+
+@pytest.mark.parametrize(
+    ("url", "jwks", "name"),
+    [
+        ("https://app.example.com", "https://app.example.com/api/auth/jwks", "https://app.example.com"),
+        ("https://app.example.com/", "https://app.example.com/api/auth/jwks", "https://app.example.com"),
+        (
+            "https://App.Example.com:443",
+            "https://App.Example.com:443/api/auth/jwks",
+            "https://app.example.com",
+        ),
+        ("http://localhost:3000", "http://localhost:3000/api/auth/jwks", "http://localhost:3000"),
+        ("http://[::1]:3000", "http://[::1]:3000/api/auth/jwks", "http://[::1]:3000"),
+        ("https://a.test:8443/api/auth", "https://a.test:8443/api/auth/jwks", "https://a.test:8443"),
+        ("https://a.test/sign/in/", "https://a.test/sign/in/jwks", "https://a.test"),
+    ],
+)
+def test_what_follows_from_the_url(url, jwks, name):
+    """The key set is below Better Auth's path, issuer and audience are the URL's origin."""
+    settings = load(BETTER_AUTH_URL=url)
+    check(settings)
+    assert settings.key_set_url == jwks
+    assert (settings.key_set_issuers, settings.key_set_audiences) == ((name,), (name,))
+
+
+def test_what_is_set_replaces_what_follows():
+    """A key set, issuers and audiences of one's own hold in place of what follows from the URL."""
+    own = {
+        "TASKCTL_JWKS_URL": "https://keys.example.com/jwks",
+        "TASKCTL_JWT_ISSUERS": "a,b",
+        "TASKCTL_JWT_AUDIENCES": "c",
+    }
+    for environ in (own, own | {"BETTER_AUTH_URL": "http://web.internal:3000"}):
+        settings = load(**environ)
+        check(settings)
+        assert settings.key_set_url == "https://keys.example.com/jwks"
+        assert (settings.key_set_issuers, settings.key_set_audiences) == (("a", "b"), ("c",))
+
+
+@pytest.mark.parametrize("profile", ["dev", "test", "prod"])
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"BETTER_AUTH_URL": "http://app.example.com"}, "BETTER_AUTH_URL is wrong.*TASKCTL_JWKS_ALLOW_HTTP"),
+        (
+            {"BETTER_AUTH_URL": "https://a.test", "TASKCTL_JWKS_URL": "http://127.0.0.1.evil.test/"},
+            "TASKCTL_JWKS_URL is wrong.*TASKCTL_JWKS_ALLOW_HTTP",
+        ),
+        ({"TASKCTL_JWKS_URL": "https://a.test/jwks"}, "TASKCTL_JWT_ISSUERS is not set"),
+        (
+            {"TASKCTL_JWKS_URL": "https://a.test/jwks", "TASKCTL_JWT_ISSUERS": "a"},
+            "TASKCTL_JWT_AUDIENCES is not",
+        ),
+    ],
+)
+def test_key_set_that_cannot_be_trusted(profile, environ, said):
+    """Keys come over TLS or from this machine, and tokens for others are not ours: in every profile."""
+    environ = PROD | {"TASKCTL_ENV": profile} | environ
+    with pytest.raises(SettingsInvalid, match=said):
+        check(load(**environ))
+    names = {"TASKCTL_JWT_ISSUERS": "a", "TASKCTL_JWT_AUDIENCES": "a", "TASKCTL_JWKS_ALLOW_HTTP": "on"}
+    check(load(**environ | names))
 
 
 def test_only_production_needs_a_database():

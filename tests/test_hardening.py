@@ -249,11 +249,20 @@ def test_what_a_good_token_may_not_do_is_an_event(strict: Server) -> None:
 
 
 def test_acceptances_and_limits_are_in_the_event_of_the_request(strict: Server) -> None:
-    """An accepted token needs no event of its own: the request's has the user, limited or not."""
+    """A token is told of once, when it is verified; after that the request's event has the user."""
     user = make_user()
     for number, status in enumerate((200, 200, 429)):
         headers = user.headers | {"X-Request-ID": f"accepted-{number}"}
         assert httpx.get(strict.url + TASKS, headers=headers).status_code == status
         found = events(strict, f"accepted-{number}")
-        assert found.keys() == {"request"}
+        assert found.keys() == ({"request"} if number else {"request", "auth_accepted"})
         assert (found["request"]["user_id"], found["request"]["status"]) == (user.id, status)
+    told = events(strict, "accepted-0")["auth_accepted"]
+    assert told["client"] == "127.0.0.1"
+    assert {name: told[name] for name in ("code", "sub", "kid", "alg", "trust")} == {
+        "code": "accepted",
+        "sub": user.id,
+        "kid": None,
+        "alg": "HS256",
+        "trust": "secret",
+    }

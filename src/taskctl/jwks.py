@@ -299,7 +299,7 @@ class KeySet:
         a `familiar` subject: a flood of forged tokens would have to guess both to keep a new key from
         being found at once.
         """
-        before = self.find(algorithm, kid)
+        before = self._view(algorithm, kid)
         begun = self._begun
         while True:
             if self._fetching is None:
@@ -311,7 +311,7 @@ class KeySet:
             conclusive = self._begun > begun
             assert self._fetching is not None  # noqa: S101 - begun above, or before
             done, _ = await asyncio.wait({self._fetching}, timeout=_PATIENCE_SECONDS)
-            if self.find(algorithm, kid) != before:
+            if self._view(algorithm, kid) != before:
                 return True
             if not done:
                 return False
@@ -320,11 +320,16 @@ class KeySet:
                     self._remember(kid, doubt)
                 return False
 
+    def _view(self, algorithm: str, kid: str | None) -> tuple[object, ...]:
+        """What of the keys at hand bears on a token."""
+        return self.find(algorithm, kid), self.names(kid), bool(self.keys)
+
     def _may_fetch(self, kid: str | None, doubt: Doubt, *, familiar: bool) -> bool:
         now = self._clock()
         while self._fruitless and self._fruitless[0] <= now - _WINDOW_SECONDS:
             self._fruitless.popleft()
-        if len(kid or "") > _KID_MAX or self._unknown.get((kid, doubt), 0.0) > now:
+        useless = len(kid or "") > _KID_MAX or self._unknown.get((kid, doubt), 0.0) > now
+        if useless and self.keys:
             return False
         allowed = _SIGNATURE_FETCHES
         if doubt is Doubt.unknown:

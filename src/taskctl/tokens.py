@@ -217,16 +217,18 @@ class Verifier:
         return identity
 
     async def _ask_issuer(self, token: Token, error: TaskctlError) -> bool:
-        """Whether the keys are other ones now; not asked for a token that would be refused anyway."""
+        """Whether there are other keys now; not asked for a token that they would not help."""
         if self.key_set is None or token.algorithm not in ALGORITHMS:
             return False
-        try:
-            for _, check in self._claim_checks():
-                check(token)
-        except TaskctlError:
-            return False
+        if not isinstance(error, AuthKeysUnavailable):
+            try:
+                for _, check in self._claim_checks():
+                    check(token)
+            except TaskctlError:
+                return False
         doubt = Doubt.signature if isinstance(error, TokenSignatureInvalid) else Doubt.unknown
-        familiar = token.claims["sub"] in self._subjects
+        subject = token.claims.get("sub")
+        familiar = isinstance(subject, str) and subject in self._subjects
         return await self.key_set.look_again(token.algorithm, _key_id(token), doubt, familiar=familiar)
 
     def _checks(self) -> Iterator[tuple[str, Callable[[Token], object]]]:
