@@ -520,6 +520,18 @@ async def test_keys_are_fetched_again_before_they_lapse(issuer: Issuer) -> None:
         assert [fetch.changed for fetch in watched.fetches][:3] == [True, False, False]
 
 
+async def test_order_of_keys_says_nothing(issuer: Issuer) -> None:
+    """Keys in another order are the same keys: remembered tokens stay."""
+    issuer.publish("EdDSA", 1)
+    async with watching(issuer) as watched:
+        token = issuer.token()
+        assert await watched.code(token) is None
+        issuer.keys.reverse()
+        await watched.key_set.refresh()
+        assert [fetch.changed for fetch in watched.fetches] == [True, False]
+        assert watched.verifier.recall(token) is not None
+
+
 async def test_stale_keys_serve_for_a_while(issuer: Issuer) -> None:
     """While the issuer is away its keys serve, stale; beyond the bound not even cached tokens hold."""
     async with watching(issuer, max_age=300, max_stale=1000) as watched:

@@ -220,6 +220,8 @@ class KeySet:
         report: Callable[[Fetch], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.revision = 0
+        """How often the keys have changed."""
         self._url = url
         self._proxied = proxied
         self._max_age = max_age
@@ -383,9 +385,11 @@ class KeySet:
         except Exception as error:  # noqa: BLE001 - whatever an issuer sends, the next fetch must follow
             outcome, detail = "unreachable", f"the issuer cannot be reached ({type(error).__name__})"
         else:
-            changed = keys != self._keys
+            # Their order says nothing: an issuer may read them from a database, unordered.
+            changed = set(keys) != set(self._keys)
             if changed:
                 self._keys = keys
+                self.revision += 1
                 self._fruitless.clear()
                 self._unknown.clear()
             self._fetched_at = self._clock()

@@ -112,10 +112,8 @@ class Verifier:
     key_set_issuers: Sequence[str] = ()
     key_set_audiences: Sequence[str] = ()
     _keys: list[bytes] = field(init=False, repr=False)
-    _verified: dict[bytes, tuple[Identity, float, Key | None]] = field(
-        init=False, repr=False, default_factory=dict
-    )
-    """By the token's SHA-256: the identity, until when it need not be verified again, the published key."""
+    _verified: dict[bytes, tuple[Identity, float, int]] = field(init=False, repr=False, default_factory=dict)
+    """By the token's SHA-256: the identity, until when it holds, and the key set's revision."""
     _subjects: dict[str, None] = field(init=False, repr=False, default_factory=dict)
     """Whose tokens the key set has verified."""
 
@@ -131,15 +129,13 @@ class Verifier:
     def recall(self, token: str) -> Identity | None:
         """Whom a token speaks for that was accepted within the last minute, if it still holds.
 
-        It does not beyond its expiry and the leeway, or when its key is published no more.
+        It does not beyond its expiry and the leeway, or once other keys are published.
         """
         remembered = self._verified.get(_digest(token))
         if remembered is None:
             return None
-        identity, until, key = remembered
-        if self.clock() >= until:
-            return None
-        if key is not None and (self.key_set is None or key not in self.key_set.keys):
+        identity, until, revision = remembered
+        if self.clock() >= until or (self.key_set is not None and revision != self.key_set.revision):
             return None
         return identity
 
@@ -209,11 +205,13 @@ class Verifier:
             algorithm=parsed.algorithm,
             key_id=None if key is None else key.kid,
         )
-        until = min(now + _REMEMBERED_SECONDS, identity.expires_at + self.leeway)
-        if self.key_set is not None and key is not None:
-            until = min(until, now + self.key_set.seconds_left)
-            _add(self._subjects, identity.user_id, None, _FAMILIAR_SUBJECTS)
-        _add(self._verified, _digest(token), (identity, until, key), _REMEMBERED_TOKENS)
+        until, revision = min(now + _REMEMBERED_SECONDS, identity.expires_at + self.leeway), 0
+        if self.key_set is not None:
+            revision = self.key_set.revision
+            if key is not None:
+                until = min(until, now + self.key_set.seconds_left)
+                _add(self._subjects, identity.user_id, None, _FAMILIAR_SUBJECTS)
+        _add(self._verified, _digest(token), (identity, until, revision), _REMEMBERED_TOKENS)
         return identity
 
     async def _ask_issuer(self, token: Token, error: TaskctlError) -> bool:
