@@ -13,7 +13,6 @@ import time
 import zlib
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import httpx
@@ -24,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from conftest import SECRET, Server, until
+from conftest import SECRET, Server, launch_server, stop, until, wait_until_ready
 from issuer import Issuer, running_issuer
 from taskctl.errors import Unauthenticated
 from taskctl.signing_keys import SigningKey, key_set, make_key
@@ -750,19 +749,28 @@ def issuer() -> Iterator[Issuer]:
 
 
 @pytest.fixture(scope="module")
-def servers(start_server: Callable[..., Server], database_url: str, issuer: Issuer) -> dict[str, Server]:
+def servers(
+    tmp_path_factory: pytest.TempPathFactory, database_url: str, issuer: Issuer
+) -> Iterator[dict[str, Server]]:
     """Servers that trust a secret, a key set, both, and both with issuers and audiences by name."""
     secret = {"BETTER_AUTH_SECRET": SECRET}
     keys = {"BETTER_AUTH_URL": AUTH, "TASKCTL_JWKS_URL": issuer.jwks_url}
     both = {**secret, "BETTER_AUTH_SECRET_PREVIOUS": PREVIOUS, **keys}
-    named = {**both, "TASKCTL_JWT_ISSUERS": "https://a.example.com", "TASKCTL_JWT_AUDIENCES": "a"}
-    trusted = {"both": both, "secret": secret, "keys": keys, "named": named}
-
-    def start(variables: dict[str, str]) -> Server:
-        return start_server(TASKCTL_ENV="test", DATABASE_URL=database_url, **variables)
-
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(trusted, pool.map(start, trusted.values()), strict=True))
+    named = {**both, "TASKCTL_JWT_ISSUERS": NAMED["iss"], "TASKCTL_JWT_AUDIENCES": NAMED["aud"]}
+    started: dict[str, Server] = {}
+    try:
+        for name, variables in {"both": both, "secret": secret, "keys": keys, "named": named}.items():
+            started[name] = launch_server(
+                tmp_path_factory.mktemp(name), TASKCTL_ENV="test", DATABASE_URL=database_url, **variables
+            )
+        for server in started.values():
+            wait_until_ready(server)
+        yield started
+    finally:
+        for server in started.values():
+            server.process.terminate()
+        for server in started.values():
+            stop(server)
 
 
 @pytest.fixture(scope="module")
