@@ -2,6 +2,7 @@
 
 import base64
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -61,7 +62,8 @@ class Issuer:
     `answer` may be set to a function that answers in place of the key set; it gets the request's handler.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.keys: list[dict[str, Any]] = []
         self.hits = 0
         self.answer: Callable[[BaseHTTPRequestHandler], None] | None = None
@@ -73,7 +75,7 @@ class Issuer:
     @property
     def url(self) -> str:
         """Its origin."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def jwks_url(self) -> str:
@@ -119,6 +121,8 @@ class Issuer:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         self.port = self._server.server_port
+        if self._tls is not None:
+            self._server.socket = self._tls.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def down(self) -> None:
@@ -146,9 +150,9 @@ def respond(
 
 
 @contextmanager
-def running_issuer() -> Iterator[Issuer]:
+def running_issuer(tls: ssl.SSLContext | None = None) -> Iterator[Issuer]:
     """An issuer that listens, and is gone afterwards."""
-    issuer = Issuer()
+    issuer = Issuer(tls)
     try:
         yield issuer
     finally:

@@ -265,8 +265,10 @@ async def test_unknown_keys_do_not_use_up_the_issuer(both: httpx.AsyncClient, is
 
 @pytest.fixture
 def served(start_server: Callable[..., Server], database_url: str, issuer: Issuer) -> Iterator[Server]:
-    """A server process that trusts a secret and the issuer, and logs JSON."""
+    """A server of two workers that trusts a secret and the issuer, and logs JSON."""
     server = start_server(
+        "--workers",
+        "2",
         TASKCTL_ENV="test",
         DATABASE_URL=database_url,
         BETTER_AUTH_SECRET=SECRET,
@@ -311,6 +313,16 @@ def test_events(served: Server, issuer: Issuer) -> None:
     assert not [part for token in sent.values() for part in token.split(".") if part in log]
     changed = next(json.loads(line) for line in log.splitlines() if "auth_keys_changed" in line)
     assert "EdDSA-0" in changed["kids"]
+
+
+def test_workers_show_the_worst_of_their_keys(served: Server) -> None:
+    """Each worker has the keys, and `/metrics` of any tells what the worst off has."""
+
+    def shown() -> bool:
+        text = httpx.get(served.url + "/metrics").text
+        return "taskctl_key_set_keys 5.0" in text and "taskctl_key_set_stale 0.0" in text
+
+    until(shown)
 
 
 def test_serve_starts_before_its_issuer(

@@ -3,21 +3,28 @@
 import asyncio
 import base64
 import hmac
+import ipaddress
 import json
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jwt.algorithms import RSAPSSAlgorithm
 
-from issuer import Issuer, b64, private_key, public_jwk, respond, running_issuer, sign
+from issuer import Issuer, b64, private_key, public_jwk, respond, running_issuer
 from taskctl.errors import SettingsInvalid, TaskctlError
 from taskctl.jwks import Fetch, KeySet, read_keys
 from taskctl.tokens import Verifier
@@ -483,6 +490,20 @@ async def test_hanging_issuer_holds_nobody_up(issuer: Issuer, monkeypatch: pytes
         assert issuer.hits == 1
 
 
+async def test_few_wait_for_a_hanging_issuer(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond a number of waiting requests the others are answered at once, so that they do not pile up."""
+    monkeypatch.setattr("taskctl.jwks._WAITING_MAX", 5)
+    issuer.answer = issuer.hang
+    async with watching(issuer) as watched:
+        asking = [asyncio.create_task(watched.code(issuer.token(sub=f"u{n}"))) for n in range(20)]
+        await eventually(lambda: sum(task.done() for task in asking) == 15)
+        assert {task.result() for task in asking if task.done()} == {"auth_keys_unavailable"}
+        issuer.answer = None
+        issuer.released.set()
+        await asyncio.gather(*asking)
+        assert issuer.hits <= 2
+
+
 async def test_slow_answer_is_given_up(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fetch has a time limit over all, and the next may succeed."""
     monkeypatch.setattr("taskctl.jwks._FETCH_SECONDS", 0.05)
@@ -506,6 +527,57 @@ async def test_start_order_does_not_matter(issuer: Issuer) -> None:
         issuer.up()
         await eventually(lambda: watched.key_set.keys)
         assert await watched.code(issuer.token()) is None
+
+
+def own_certificate(folder: Path) -> Path:
+    """A certificate for 127.0.0.1 that nobody has signed but itself, with its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "an issuer for tests")])
+    now = datetime.now(UTC)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    certificate = (
+        x509.CertificateBuilder()
+        .issuer_name(name)
+        .subject_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, SHA256())
+    )
+    file = folder / "issuer.pem"
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file.write_bytes(private + certificate.public_bytes(Encoding.PEM))
+    return file
+
+
+async def test_tls_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An issuer whose certificate nobody vouches for is not believed; SSL_CERT_FILE may vouch for it."""
+    file = own_certificate(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(file)
+    with running_issuer(tls) as issuer:
+        issuer.publish()
+        for expected in ("unreachable", "ok"):
+            async with watching(issuer) as watched:
+                await watched.key_set.refresh()
+                assert watched.key_set.state().last_fetch == expected
+            monkeypatch.setenv("SSL_CERT_FILE", str(file))
+
+
+async def test_this_machine_is_asked_without_a_proxy(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that the environment names is used for other hosts, and not for this one."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    async with watching(issuer) as watched:
+        await watched.key_set.refresh()
+        assert watched.key_set.state().last_fetch == "ok"
+    proxied = KeySet(issuer.jwks_url)
+    await proxied.refresh()
+    await proxied.close()
+    assert (proxied.state().last_fetch, issuer.hits) == ("unreachable", 1)
 
 
 # How it is kept
@@ -550,6 +622,27 @@ async def test_stale_keys_serve_for_a_while(issuer: Issuer) -> None:
         issuer.up()
         await watched.key_set.refresh()
         assert await watched.code(token) is None
+
+
+async def test_failures_are_told_once(issuer: Issuer) -> None:
+    """A fetch is news where it ends in another way than the last, or the keys have become stale meanwhile."""
+    async with watching(issuer, max_age=300, max_stale=1000) as watched:
+        for watched.now, down in ((0, False), (10, False), (20, True), (30, True), (400, True), (1100, True)):
+            if down:
+                issuer.down()
+            await watched.key_set.refresh()
+        issuer.up()
+        await watched.key_set.refresh()
+        told = [(fetch.outcome, fetch.state.freshness, fetch.news) for fetch in watched.fetches]
+        assert told == [
+            ("ok", "fresh", True),
+            ("ok", "fresh", False),
+            ("unreachable", "fresh", True),
+            ("unreachable", "fresh", False),
+            ("unreachable", "stale", True),
+            ("unreachable", "none", True),
+            ("ok", "fresh", True),
+        ]
 
 
 async def test_first_token_of_a_new_key_works(issuer: Issuer) -> None:
@@ -692,9 +785,3 @@ async def test_secret_needs_no_issuer(issuer: Issuer) -> None:
         assert await watched.code(f"{signing}.{b64(good)}") is None
         assert await watched.code(f"{signing}.{b64(good[::-1])}") == "token_signature_invalid"
         assert watched.fetches == []
-
-
-def test_signing_needs_its_own_key() -> None:
-    """The tests' own signer signs what its header says."""
-    token = sign({"alg": "ES256"}, {}, private_key("ES256"))
-    assert len(base64.urlsafe_b64decode(token.rpartition(".")[2] + "==")) == 64

@@ -61,6 +61,9 @@ _FETCH_SECONDS = 10.0
 _PATIENCE_SECONDS = 3.0
 """How long a fetch may take, and how long a request waits for it."""
 
+_WAITING_MAX = 1000
+"""How many requests wait for one; beyond that they are answered from the keys at hand."""
+
 _REFRESH_AT = 0.8
 """The part of their age after which keys are fetched again."""
 
@@ -124,6 +127,9 @@ class Fetch:
     `no_usable_key`."""
     detail: str
     changed: bool
+    """Whether it brought other keys."""
+    news: bool
+    """Whether it ended in another way than the one before, or the keys have become stale since."""
     keys: Sequence[Key]
     ignored: Sequence[str]
     """Why each unusable key of the set is left out."""
@@ -232,11 +238,14 @@ class KeySet:
         self._fetched_at: float | None = None
         self._outcome: str | None = None
         self._detail = "they were not fetched yet"
+        self._told: tuple[str, Freshness] | None = None
         self._http: httpx.AsyncClient | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._fetching: asyncio.Task[None] | None = None
         self._begun = 0
         """How many fetches were begun."""
+        self._waiting = 0
+        """How many requests wait for a fetch."""
         self._fruitless: deque[float] = deque()
         """When tokens caused fetches, since one last changed something."""
         self._unknown: dict[tuple[str | None, Doubt], float] = {}
@@ -312,7 +321,13 @@ class KeySet:
             # One that was begun before this token came may have missed its key.
             conclusive = self._begun > begun
             assert self._fetching is not None  # noqa: S101 - begun above, or before
-            done, _ = await asyncio.wait({self._fetching}, timeout=_PATIENCE_SECONDS)
+            if self._waiting >= _WAITING_MAX:
+                return False
+            self._waiting += 1
+            try:
+                done, _ = await asyncio.wait({self._fetching}, timeout=_PATIENCE_SECONDS)
+            finally:
+                self._waiting -= 1
             if self._view(algorithm, kid) != before:
                 return True
             if not done:
@@ -396,7 +411,9 @@ class KeySet:
         finally:
             self._fetching = None
         self._outcome, self._detail = outcome, detail
-        self._report(Fetch(outcome, detail, changed, self.keys, ignored, self.state()))
+        state = self.state()
+        told, self._told = self._told, (outcome, state.freshness)
+        self._report(Fetch(outcome, detail, changed, told != self._told, self.keys, ignored, state))
 
     async def _download(self) -> str:
         """The key set's text.
@@ -422,10 +439,12 @@ class KeySet:
         import httpx  # noqa: PLC0415 - a server that trusts a secret alone does without
 
         if self._http is None:
+            limits = httpx.Limits(max_keepalive_connections=0)
             self._http = httpx.AsyncClient(
                 timeout=_FETCH_SECONDS,
-                trust_env=self._proxied,
-                limits=httpx.Limits(max_keepalive_connections=0),
+                limits=limits,
+                # With a transport of its own it looks for no proxy.
+                transport=None if self._proxied else httpx.AsyncHTTPTransport(limits=limits),
                 # Not compressed: a small answer cannot become a large one.
                 headers={
                     "Accept": "application/json",

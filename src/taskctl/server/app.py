@@ -73,8 +73,6 @@ def create_app(settings: ServerSettings) -> Application:
     metrics = None if settings.metrics is MetricsAccess.off else Metrics(database.pool_use)
     verifier = create_verifier(settings, functools.partial(_tell_of_keys, metrics))
     key_set = verifier.key_set
-    if metrics is not None and key_set is not None:
-        metrics.watch_key_set(key_set.state)
     service = Service(
         settings=settings,
         database=database,
@@ -89,6 +87,8 @@ def create_app(settings: ServerSettings) -> Application:
         await service.database.open()
         if key_set is not None:
             key_set.start()
+            if metrics is not None:  # only now: an application that never starts has no keys to show
+                metrics.watch_key_set(key_set.state)
         sampling = asyncio.create_task(_sample(metrics)) if metrics is not None and metrics.shared else None
         try:
             yield
@@ -134,21 +134,21 @@ def _create_limiter(settings: ServerSettings, metrics: Metrics | None) -> Limite
 
 
 def _tell_of_keys(metrics: Metrics | None, fetch: Fetch) -> None:
-    """Log and count a fetch of the key set; one that brought nothing new is only counted."""
+    """Log and count a fetch of the key set; one that ends as the one before is only counted."""
     if metrics is not None:
         metrics.key_set_fetched(fetch.outcome)
-    kids = [key.kid for key in fetch.keys]
     if fetch.changed:
-        log.info("auth_keys_changed", kids=kids, ignored=fetch.ignored)
-    elif fetch.outcome != OK:
+        log.info("auth_keys_changed", kids=[key.kid for key in fetch.keys], ignored=fetch.ignored)
+    elif fetch.news and fetch.outcome == OK:
+        log.info("auth_keys_fetched")
+    elif fetch.news:
         state = fetch.state
-        age = state.age_seconds and round(state.age_seconds, 1)
         log.warning(
             "auth_keys_fetch_failed",
             outcome=fetch.outcome,
             reason=fetch.detail,
             keys=state.freshness,
-            age_seconds=age,
+            age_seconds=state.age_seconds and round(state.age_seconds, 1),
         )
 
 
