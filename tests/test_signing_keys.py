@@ -200,7 +200,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize(
-    ("data", "reason"), [(data, reason) for reason, each in WRONG.items() for data in each]
+    ("data", "reason"),
+    [
+        pytest.param(data, reason, id=f"{reason} {number}")
+        for reason, each in WRONG.items()
+        for number, data in enumerate(each)
+    ],
 )
 def test_what_is_no_key_is_said_so(file, data, reason):
     """A file that holds something else is refused with what it holds, by its name and without its content."""
