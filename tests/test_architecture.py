@@ -30,7 +30,8 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 
 PYDANTIC = {"pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection"}
 DOTENV = {"dotenv", "platformdirs"}
-PYJWT = {"jwt", "cryptography", "cffi", "_cffi_backend", "_openssl"}
+CRYPTOGRAPHY = {"cryptography", "cffi", "_cffi_backend", "_openssl"}
+PYJWT = {"jwt", *CRYPTOGRAPHY}
 CLIENT = {
     f"taskctl.{name}"
     for name in ("addresses", "answers", "better_auth", "claims", "client", "contexts", "transport", "vault")
@@ -70,6 +71,7 @@ def inside(modules, *names):
         ("taskctl.cli", set(), {"errors"}),
         ("taskctl.models", PYDANTIC, {"vocabulary"}),
         ("taskctl.quantities", set(), set()),
+        ("taskctl.signing_keys", CRYPTOGRAPHY, {"errors", "vocabulary"}),
         ("taskctl.signing_secret", set(), {"errors", "vocabulary"}),
         ("taskctl.strict_json", set(), set()),
         ("taskctl.setting", PYDANTIC | DOTENV, {"errors", "quantities"}),
@@ -112,7 +114,11 @@ def test_module_imports_no_more_than_allowed(module, allowed, own):
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
-        *((name, {*HEAVY, "jwt", "rich"}) for name in MODULES if inside([name], "taskctl.cli")),
+        *(
+            (name, {*HEAVY, "jwt", "cryptography", "rich"})
+            for name in MODULES
+            if inside([name], "taskctl.cli")
+        ),
         ("taskctl.server.app", {*CLIENT, "taskctl.cli", *ORM}),
         ("taskctl.server.queries", {*HTTP, *ORM, "psycopg"}),
         ("taskctl.server.tables", HTTP),

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 CLI = ROOT / "docs" / "cli.md"
 ERRORS = ROOT / "docs" / "errors.md"
+AUTHENTICATION = ROOT / "docs" / "authentication.md"
 EXAMPLE = ROOT / ".env.example"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -93,6 +94,36 @@ def commands(group=None, name="taskctl"):
             yield f"{name} {child_name}"
 
 
+def invocations(page):
+    """Every command line of the program that a page shows, as words, but those that the program prints."""
+    text = HELP.sub("", read(page))
+    fences = re.findall(r"(?ms)^```.*?^```$", text)
+    code = [*"\n".join(fences).splitlines(), *re.findall(r"`([^`\n]+)`", without_code(text))]
+    for line in code:
+        for found in re.findall(
+            r"(?:^(?:\$ )?taskctl (?=-)|(?:^|[ /;(])taskctl (?=[a-z]))([^|;&<>()#`]+)", line
+        ):
+            yield re.sub(r"(['\"]).*?\1", "TEXT", found).split()
+
+
+def misused(words):
+    """The first word of a command line that the program would not understand, or None."""
+    command, words = typer.main.get_group(app), list(words)
+    while words:
+        word = words.pop(0)
+        if word.startswith("-"):
+            options = {name: option for option in command.params for name in option.opts}
+            if word != "--help" and word.partition("=")[0] not in options:
+                return word
+            if "=" not in word and word != "--help" and not options[word].is_flag:
+                words = words[1:]
+        elif hasattr(command, "list_commands"):
+            command = command.get_command(typer.Context(command), word)
+            if command is None:
+                return word
+    return None
+
+
 def example_lines():
     """Each variable in .env.example and its value."""
     return re.findall(r"(?m)^# ?([A-Z][A-Z_]+)=(.*)$", read(EXAMPLE))
@@ -159,6 +190,34 @@ def test_every_command_is_documented():
         if command not in text and command.rpartition(" ")[0] not in helps - {"taskctl"}
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_command_lines_in_the_text_are_understood(page):
+    """Every command line in the docs names commands and options that the program has."""
+    assert [(words, wrong) for words in invocations(page) if (wrong := misused(words))] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("--server URL tasks list --limit 3", None),
+        ("tokens mint", "tokens"),
+        ("token mint --sub ada --secret x", "--secret"),
+        ("--json tasks", "--json"),
+    ],
+)
+def test_a_wrong_command_line_is_noticed(line, wrong):
+    """The check of command lines tells a wrong one from a right one."""
+    assert misused(line.split()) == wrong
+    assert ["token", "inspect"] in invocations(AUTHENTICATION)
+
+
+def test_authentication_has_every_refusal():
+    """The table of docs/authentication.md has each code with which a token is refused, and no other."""
+    refused = [error for error in errors.catalogue() if error.status in {401, 403}]
+    listed = re.findall(r"(?m)^\| `(\w+)` \|", read(AUTHENTICATION).partition("## What a 401 says")[2])
+    assert sorted(listed) == sorted([*(error.code for error in refused), "auth_keys_unavailable"])
 
 
 def test_every_error_code_has_its_section():

@@ -30,6 +30,7 @@ from taskctl.errors import (
     TokenMalformed,
     TokenNotYetValid,
     TokenSignatureInvalid,
+    UsageInvalid,
 )
 from taskctl.jwks import ALGORITHMS, Doubt, Fetch, Key, KeySet
 from taskctl.jws import Token, take_apart
@@ -37,6 +38,7 @@ from taskctl.vocabulary import USER_ID_MAX, Scope, Trust
 
 if TYPE_CHECKING:
     from taskctl.config import ServerSettings
+    from taskctl.signing_keys import SigningKey
 
 _REMEMBERED_TOKENS = 10_000
 _REMEMBERED_SECONDS = 60
@@ -367,7 +369,7 @@ def create_verifier(settings: "ServerSettings", report: Callable[[Fetch], None] 
 
 
 def mint(
-    secret: str,
+    key: "str | SigningKey",
     subject: str,
     lifetime: float,
     *,
@@ -375,10 +377,10 @@ def mint(
     claims: Mapping[str, Any] | None = None,
     clock: Callable[[], float] = time.time,
 ) -> str:
-    """Sign a token with HS256.
+    """Sign a token.
 
     Args:
-        secret: used as UTF-8 bytes.
+        key: a secret, which signs with HS256 and its UTF-8 bytes, or a private key, which the header names.
         subject: the user id, 1 to 255 characters without control characters.
         lifetime: seconds from now to `exp`; may be negative, for tests of expiry.
         scope: space-separated; without it the token may do everything.
@@ -387,19 +389,29 @@ def mint(
 
     Raises:
         SettingsInvalid: the secret cannot sign.
+        UsageInvalid: a claim is of a type that it must not have.
     """
     now = int(clock())
     payload: dict[str, Any] = {"sub": subject, "iat": now, "exp": now + int(lifetime)}
     if scope is not None:
         payload["scope"] = scope
     payload |= claims or {}
+    if not isinstance(key, str):
+        return _encode(payload, key.private, key.algorithm, {"kid": key.kid})
     with warnings.catch_warnings():
         # A short secret is the settings' business: refused outside development, warned of there.
         warnings.simplefilter("ignore", jwt.InsecureKeyLengthWarning)
         try:
-            return jwt.encode(payload, secret, algorithm="HS256")
+            return _encode(payload, key, "HS256")
         except InvalidKeyError as error:
             raise SettingsInvalid(f"BETTER_AUTH_SECRET cannot sign: {error}") from error
+
+
+def _encode(payload: dict[str, Any], key: Any, algorithm: str, header: dict[str, Any] | None = None) -> str:
+    try:
+        return jwt.encode(payload, key, algorithm=algorithm, headers=header)
+    except TypeError as error:
+        raise UsageInvalid(f"The claims make no token: {error}") from error
 
 
 def valid_subject(subject: object) -> bool:

@@ -58,6 +58,17 @@ class Scope(StrEnum):
     write = "tasks:write"
 
 
+class Algorithm(StrEnum):
+    """What a token may be signed with (RFC 7518, section 3.1; RFC 8037): a secret, or one kind of key."""
+
+    HS256 = "HS256"
+    EdDSA = "EdDSA"
+    ES256 = "ES256"
+    ES512 = "ES512"
+    RS256 = "RS256"
+    PS256 = "PS256"
+
+
 class Trust(StrEnum):
     """What vouches for a token."""
 
