@@ -219,7 +219,7 @@ class Database:
                         await connection.close()
         except (PoolTimeout, TooManyRequests) as error:
             # Who waited through an outage was not kept waiting by other requests.
-            busy = before == (True, self._generation) and self._executing > 0
+            busy = self._reachable and before == (True, self._generation)
             raise (Overloaded if busy else DatabaseUnavailable) from error
         except PoolClosed as error:
             raise DatabaseUnavailable from error
@@ -295,6 +295,11 @@ class Database:
         started = time.perf_counter()
         await self.fetch(Statement("ping", "SELECT 1", reads_only=True), {})
         return (time.perf_counter() - started) * 1000
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the database answered lately."""
+        return self._reachable
 
     def pool_use(self) -> dict[str, int]:
         """How many connections there may be, are, and are idle, and how many requests wait for one."""
