@@ -58,7 +58,7 @@ async def ask(
     [
         ("GET", "/nowhere", {}, "route_not_found"),
         ("GET", "/", {}, "route_not_found"),
-        ("GET", "/api/v1/me", {}, "route_not_found"),
+        ("GET", "/api/v1/ada", {}, "route_not_found"),
         ("GET", "/api/v2/me/tasks", {}, "route_not_found"),
         ("GET", "/api/v1/%C3%A9/x%20y", {}, "route_not_found"),
         ("GET", "/errors/no_such_code", {}, "route_not_found"),

@@ -95,13 +95,18 @@ def commands(group=None, name="taskctl"):
 
 
 def invocations(page):
-    """Every command line of the program that a page shows, as words, but those that the program prints."""
+    """Every command line of the program that a page shows, as words, but those that the program prints.
+
+    Lines of output start with two spaces.
+    """
     text = HELP.sub("", read(page))
     fences = re.findall(r"(?ms)^```.*?^```$", text)
     code = [*"\n".join(fences).splitlines(), *re.findall(r"`([^`\n]+)`", without_code(text))]
     for line in code:
-        for found in re.findall(
-            r"(?:^(?:\$ )?taskctl (?=-)|(?:^|[ /;(])taskctl (?=[a-z]))([^|;&<>()#`]+)", line
+        for found in (
+            ()
+            if line.startswith("  ")
+            else re.findall(r"(?:^(?:\$ )?taskctl (?=-)|(?:^|[ /;(])taskctl (?=[a-z]))([^|;&<>()#`]+)", line)
         ):
             yield re.sub(r"(['\"]).*?\1", "TEXT", found).split()
 

@@ -53,38 +53,56 @@ server_login_retry = 0.2
 """
 
 
+class PgBouncer:
+    """A PgBouncer that has three connections for everybody, and can be killed and started again."""
+
+    def __init__(self, cluster: EmbeddedPostgres) -> None:
+        port = free_port()
+        self.url = f"postgresql://taskctl@127.0.0.1:{port}/taskctl"
+        self._account = cluster._account()
+        # Where PostgreSQL's account may read it: PgBouncer does not run as root either.
+        self._configuration = cluster.data_dir / "pgbouncer.ini"
+        self._configuration.write_text(CONFIGURATION.format(host=cluster._socket_dir(), port=port))
+        self._configuration.chmod(0o644)
+        self.start()
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        uid, gid = self._account or (None, None)
+        groups = None if uid is None else []
+        with self._configuration.with_suffix(".log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [PGBOUNCER, str(self._configuration)],
+                stderr=log,
+                user=uid,
+                group=gid,
+                extra_groups=groups,
+                cwd="/",
+            )
+        until(lambda: answers(self.url))
+
+    def kill(self) -> None:
+        """End it with no time to say goodbye."""
+        self._process.kill()
+        self._process.wait()
+
+
 class Pooled(NamedTuple):
     """A database, and the way to it through PgBouncer."""
 
     cluster: EmbeddedPostgres
     url: str
+    pgbouncer: PgBouncer
 
 
 @pytest.fixture(scope="module")
 def pooled() -> Iterator[Pooled]:
-    """An empty database behind a PgBouncer that has three connections for everybody."""
+    """An empty database behind PgBouncer."""
     with clusters("data") as (cluster,):
         cluster.start()
-        port = free_port()
-        # Where PostgreSQL's account may read it: PgBouncer does not run as root either.
-        configuration = cluster.data_dir / "pgbouncer.ini"
-        configuration.write_text(CONFIGURATION.format(host=cluster._socket_dir(), port=port))
-        configuration.chmod(0o644)
-        uid, gid = cluster._account() or (None, None)
-        groups = None if uid is None else []
-        log = (cluster.data_dir / "pgbouncer.log").open("wb")
-        with (
-            log,
-            subprocess.Popen(
-                [PGBOUNCER, str(configuration)], stderr=log, user=uid, group=gid, extra_groups=groups, cwd="/"
-            ) as process,
-        ):
-            url = f"postgresql://taskctl@127.0.0.1:{port}/taskctl"
-            try:
-                until(lambda: answers(url))
-                yield Pooled(cluster, url)
-            finally:
-                process.terminate()
+        pgbouncer = PgBouncer(cluster)
+        yield Pooled(cluster, pgbouncer.url, pgbouncer)
+        pgbouncer.kill()
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +208,17 @@ async def test_restart_behind_pgbouncer(
         await load.more()
     load.check(migrated.cluster.url)
     assert {status for status, _ in load.refused} == {503}
+
+
+@pytest.mark.slow
+async def test_pgbouncer_is_killed(migrated: Pooled, start_server: Callable[..., Server]) -> None:
+    """PgBouncer itself dies and returns: only 503, nothing acknowledged is lost or made twice."""
+    server = start_server(TASKCTL_ENV="test", DATABASE_URL=migrated.url, BETTER_AUTH_SECRET=SECRET)
+    async with Load(server.url) as load:
+        await load.more()
+        await asyncio.to_thread(migrated.pgbouncer.kill)
+        await load.refusals()
+        await asyncio.to_thread(migrated.pgbouncer.start)
+        await load.more()
+    load.check(migrated.cluster.url)
+    assert set(load.refused) == {(503, "database_unavailable")}

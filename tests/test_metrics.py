@@ -97,6 +97,14 @@ async def test_requests_are_counted_by_template(fresh: httpx.AsyncClient) -> Non
     assert total(samples, "taskctl_http_request_duration_seconds_bucket", le="+Inf") == 9
 
 
+async def test_pages_have_their_route(fresh: httpx.AsyncClient) -> None:
+    """The documentation and the errors' pages count by their template, as everything else does."""
+    for path in ("/docs", "/redoc", "/errors/bad_request", "/errors/not_found"):
+        await fresh.get(path)
+    samples = await scrape(fresh)
+    assert {"/docs", "/redoc", "/errors/{code}"} <= labels(samples, "taskctl_http_requests_total", "route")
+
+
 async def test_labels_are_few(fresh: httpx.AsyncClient) -> None:
     """Routes that do not exist are one value, methods that nobody has are another; ids are no labels."""
     user = make_user("somebody-whom-no-metric-names")

@@ -9,17 +9,17 @@ from typing import Any
 
 import structlog
 from fastapi import FastAPI
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from taskctl import __version__
 from taskctl.config import ServerSettings
-from taskctl.errors import SettingsInvalid
+from taskctl.errors import DatabaseUnavailable, Overloaded, SettingsInvalid
 from taskctl.jwks import OK, Fetch
 from taskctl.server.database import Database, check_url
 from taskctl.server.draining import Refusal
 from taskctl.server.limits import Limiter
 from taskctl.server.metrics import SAMPLING_SECONDS, Metrics, shared_directory
-from taskctl.server.middleware import Cors, Envelope, Hosts, Problems
+from taskctl.server.middleware import Cors, Envelope, Hosts, Problems, refuse
 from taskctl.server.routes import me, pages, probes, tasks
 from taskctl.server.routes import metrics as metrics_route
 from taskctl.server.routing import Service
@@ -44,6 +44,12 @@ class Application(FastAPI):
         if service.settings.allowed_hosts:
             app = Hosts(app, service.settings.allowed_hosts)
         return Envelope(app, service.metrics, service.tracing, service.limiter.policy)
+
+    def refuse(self, scope: Scope) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        """Headers and body of the 503 for a request that there is no room for."""
+        service: Service = self.state.service
+        error = Overloaded if service.database.reachable else DatabaseUnavailable
+        return refuse(scope, error, service.metrics)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document; errors are `application/problem+json`, which FastAPI cannot be told."""

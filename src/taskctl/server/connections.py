@@ -1,15 +1,58 @@
-"""uvicorn's HTTP connections, bounded in the size of a request's head and in its time to arrive."""
+"""uvicorn's HTTP connections, bounded in number of requests, size of a head and time to arrive."""
 
 import asyncio
+import time
+from collections.abc import Callable
 from typing import Any, cast
 
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from taskctl.server.sessions import WAITING_PER_SESSION
 
 MAX_HEAD_BYTES = 64 * 1024
 """The parser has no bound of its own for line and headers, and joins the pieces of a header anew."""
 
 UNIX = "unix"
 """The client of a Unix socket, which has no address."""
+
+
+_ALWAYS_ADMITTED = frozenset({b"/livez", b"/readyz", b"/health", b"/metrics"})
+"""Who asks these decides on restarts, or looks for what is wrong."""
+
+_CLOSE = (b"connection", b"close")
+
+_TARGET_SECONDS = 0.15
+"""What a request may take, once it has arrived, before fewer are taken in hand."""
+
+
+class Admission:
+    """Decides whether a process takes one more request in hand.
+
+    While answers are quick a burst may queue up. Where they are slow, a queue only makes everybody wait, and
+    in it what is too late crowds out the rest: the limit falls with each slow answer, though not below what
+    keeps the database busy, and rises with each quick one.
+
+    Args:
+        connections: how many requests the database takes at once.
+    """
+
+    def __init__(self, connections: int) -> None:
+        self._least, self._most = connections * 5, connections * (1 + WAITING_PER_SESSION)
+        self._limit = float(self._most)
+        self.arriving = 0
+        """Requests that were begun and whose body is not whole: they cost no work yet."""
+
+    def admits(self, in_hand: int) -> bool:
+        """Whether another request may be begun beside those that are in hand."""
+        return in_hand < self._limit
+
+    def ended(self, seconds: float) -> None:
+        """Note how long a request took."""
+        if seconds > _TARGET_SECONDS:
+            self._limit = max(self._least, self._limit * 0.98)
+        else:
+            self._limit = min(self._most, self._limit + 0.2)
 
 
 class Connection(HttpToolsProtocol):
@@ -20,11 +63,25 @@ class Connection(HttpToolsProtocol):
 
     Args:
         request_timeout: seconds.
+        admission: shared by all connections of the process.
+        refuse: makes headers and body of the 503 for what is not admitted, from the ASGI scope.
     """
 
-    def __init__(self, *arguments: Any, request_timeout: float, **options: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        request_timeout: float,
+        admission: Admission,
+        refuse: Callable[[Scope], tuple[list[tuple[bytes, bytes]], bytes]],
+        **options: Any,
+    ) -> None:
         super().__init__(*arguments, **options)
         self._request_timeout = request_timeout
+        self._admission = admission
+        self._refuse = refuse
+        self._counted = False
+        self._refused = False
+        self._arrived_at = time.monotonic()
         self._arriving = True
         self._in_head = True
         self._head_bytes = 0
@@ -55,24 +112,93 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Note that line and headers are whole."""
         self._in_head = False
+        admission = self._admission
+        if not (
+            self._follows_another()
+            or admission.admits(len(self.tasks) - admission.arriving)
+            or self.url in _ALWAYS_ADMITTED
+        ):
+            self._refused = True
+            self._answer_refusal()
+            return
+        self._counted = True
+        admission.arriving += 1
         super().on_headers_complete()
+
+    def _follows_another(self) -> bool:
+        """Whether the request was sent before the last one was answered; it waits for its turn here."""
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        return cycle is not None and not cycle.response_complete
+
+    def _answer_refusal(self) -> None:
+        """Answer with none of the application's work; the connection is kept where a body soon ends."""
+        if self.transport.is_closing():
+            return
+        scope = cast("Scope", self.scope)
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["raw_path"] = self.url
+        scope["path"] = self.url.partition(b"?")[0].decode("ascii", "replace")
+        headers, body = self._refuse(scope)
+        headers = [*self.server_state.default_headers, *headers]
+        sent = dict(self.headers)
+        length = sent.get(b"content-length", b"0")
+        keep = (
+            self.parser.should_keep_alive()
+            and _CLOSE not in headers
+            and not sent.keys() & {b"expect", b"transfer-encoding"}
+            and length.isdigit()
+            and int(length) <= MAX_HEAD_BYTES
+            and not self.flow.write_paused  # as of one who sends and reads nothing
+        )
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers if header != _CLOSE)
+        end = b"\r\n" if keep else b"connection: close\r\n\r\n"
+        if scope["method"] == "HEAD":
+            body = b""
+        self.transport.write(b"HTTP/1.1 503 Service Unavailable\r\n%b%b%b" % (lines, end, body))
+        if not keep:
+            self.transport.close()
+
+    def on_body(self, body: bytes) -> None:
+        """Take some of the body in."""
+        if not self._refused:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Note that the request is whole."""
         self._arriving = False
-        super().on_message_complete()
+        self._arrived()
+        if not self._refused:
+            self._arrived_at = time.monotonic()
+            super().on_message_complete()
+            return
+        self._refused = False
+        self._forget()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    def on_response_complete(self) -> None:
+        """Note how long it took, and go on with the next."""
+        self._admission.ended(time.monotonic() - self._arrived_at)
+        super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End, and expect nothing more."""
         self._forget()
+        self._arrived()
         super().connection_lost(exc)
+
+    def _arrived(self) -> None:
+        if self._counted:
+            self._counted = False
+            self._admission.arriving -= 1
 
     def _watch(self) -> None:
         cycle = cast("RequestResponseCycle | None", self.cycle)
         answering = cycle is not None and not cycle.response_complete
         if answering and not self._arriving:
             self._forget()
-        elif self._timer is None:
+        elif self._timer is None and self.timeout_keep_alive_task is None:
             self._timer = self.loop.call_later(self._request_timeout, self.transport.close)
 
     def _forget(self) -> None:

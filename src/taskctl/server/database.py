@@ -130,6 +130,11 @@ class Database:
         await self.fetch(Statement("ping", "SELECT 1", reads_only=True), {})
         return (time.perf_counter() - started) * 1000
 
+    @property
+    def reachable(self) -> bool:
+        """Whether the database answered lately."""
+        return self._sessions.reachable
+
     def pool_use(self) -> dict[str, int]:
         """How many connections there may be, are, and are idle, and how many requests wait for one."""
         return self._executor.use()

@@ -63,6 +63,8 @@ _RESPONSE_HEADERS = (
 )
 """What a page of another origin may send and read."""
 
+_PROBLEM_TYPE = "application/problem+json"
+
 _CLIENT_CLOSED_REQUEST = 499
 """What the log has for a client that went away; nothing was sent."""
 
@@ -97,7 +99,7 @@ class Envelope:
             nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *self._headers(scope, exchange)]
+                message["headers"] = [*message["headers"], *_headers(scope, exchange, self._policy)]
             elif scope["method"] == "HEAD":
                 message["body"] = b""
             else:
@@ -123,22 +125,6 @@ class Envelope:
                     exchange.span, route=route, status=status, answered=status != _CLIENT_CLOSED_REQUEST
                 )
             _log_request(scope, exchange, route=route, status=status, size=size, seconds=seconds)
-
-    def _headers(self, scope: Scope, exchange: Exchange) -> list[tuple[bytes, bytes]]:
-        timing = f"total;dur={(time.perf_counter() - exchange.started) * 1000:.2f}"
-        if exchange.database_seconds is not None:
-            timing += f", db;dur={exchange.database_seconds * 1000:.2f}"
-        headers = [
-            (b"x-request-id", exchange.request_id.encode("ascii")),
-            (b"server-timing", timing.encode("ascii")),
-            (b"x-content-type-options", b"nosniff"),
-        ]
-        if exchange.rate_limit is not None:
-            headers.append((b"ratelimit-policy", self._policy))
-            headers.append((b"ratelimit", exchange.rate_limit.encode("ascii")))
-        if scope["path"].startswith("/api"):
-            headers.append((b"cache-control", b"no-store"))
-        return headers
 
 
 class Hosts:
@@ -256,6 +242,38 @@ class Cors(CORSMiddleware):
         await super().__call__(scope, receive, send)
 
 
+def refuse(
+    scope: Scope, error: type[Unavailable], metrics: Metrics | None
+) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body of the answer to a request that no layer has seen, for as little as it can cost."""
+    exchange = scope["taskctl.exchange"] = Exchange(_request_id(scope))
+    first, second, third = _problem_parts(error)
+    # JSON's strings, as the id holds nothing that needs to be escaped.
+    body = f'{first}{json.dumps(scope["path"])}{second}"{exchange.request_id}"{third}'.encode("ascii")
+    headers = [
+        (b"content-type", _PROBLEM_TYPE.encode("ascii")),
+        (b"content-length", b"%d" % len(body)),
+        (b"retry-after", b"%d" % error.retry_after),
+        *_headers(scope, exchange),
+    ]
+    seconds = time.perf_counter() - exchange.started
+    if metrics is not None:
+        metrics.request_ended(scope["method"], None, error.status, seconds)
+    _log_request(scope, exchange, route=None, status=error.status, size=len(body), seconds=seconds)
+    return headers, body
+
+
+def _problem_parts(error: type[Unavailable]) -> list[str]:
+    """A problem document without its instance and request id, in three parts; made once."""
+    if error not in _parts:
+        gap = "\x00"
+        _parts[error] = json.dumps(error().problem(instance=gap, request_id=gap)).split(json.dumps(gap))
+    return _parts[error]
+
+
+_parts: dict[type[Unavailable], list[str]] = {}
+
+
 def problem_response(error: TaskctlError, scope: Scope) -> Response:
     """The answer that tells of an error."""
     exchange: Exchange = scope["taskctl.exchange"]
@@ -269,7 +287,24 @@ def problem_response(error: TaskctlError, scope: Scope) -> Response:
         headers["Retry-After"] = str(error.retry_after)
     problem = error.problem(instance=path, request_id=exchange.request_id)
     # ASCII, as a name that a client sent may hold what UTF-8 cannot.
-    return Response(json.dumps(problem), error.status, headers, "application/problem+json")
+    return Response(json.dumps(problem), error.status, headers, _PROBLEM_TYPE)
+
+
+def _headers(scope: Scope, exchange: Exchange, policy: bytes = b"") -> list[tuple[bytes, bytes]]:
+    timing = f"total;dur={(time.perf_counter() - exchange.started) * 1000:.2f}"
+    if exchange.database_seconds is not None:
+        timing += f", db;dur={exchange.database_seconds * 1000:.2f}"
+    headers = [
+        (b"x-request-id", exchange.request_id.encode("ascii")),
+        (b"server-timing", timing.encode("ascii")),
+        (b"x-content-type-options", b"nosniff"),
+    ]
+    if exchange.rate_limit is not None:
+        headers.append((b"ratelimit-policy", policy))
+        headers.append((b"ratelimit", exchange.rate_limit.encode("ascii")))
+    if scope["path"].startswith("/api"):
+        headers.append((b"cache-control", b"no-store"))
+    return headers
 
 
 def _request_id(scope: Scope) -> str:

@@ -111,7 +111,7 @@ class Pool:
                         await session.close()
         except (PoolTimeout, TooManyRequests) as error:
             # Who waited through an outage was not kept waiting by other requests.
-            busy = before == (True, sessions.generation) and self._executing > 0
+            busy = sessions.reachable and before == (True, sessions.generation)
             raise (Overloaded if busy else DatabaseUnavailable) from error
         except PoolClosed as error:
             raise DatabaseUnavailable from error

@@ -15,7 +15,7 @@ import uvicorn
 from taskctl.config import ServerSettings
 from taskctl.errors import DatabaseUnavailable, TaskctlError
 from taskctl.server import migrations
-from taskctl.server.app import create_app
+from taskctl.server.app import Application, create_app
 from taskctl.server.listening import Listener
 from taskctl.server.routes.probes import readiness
 
@@ -178,12 +178,17 @@ async def upgrade(settings: ServerSettings) -> None:
             return
 
 
-def _configure(app: Any, settings: ServerSettings) -> uvicorn.Config:
+def _configure(app: Application, settings: ServerSettings) -> uvicorn.Config:
     http: Any = "auto"
     if sys.platform != "win32":
-        from taskctl.server.connections import Connection  # noqa: PLC0415 - httptools is not on Windows
+        from taskctl.server.connections import Admission, Connection  # noqa: PLC0415 - httptools is not on Windows
 
-        http = functools.partial(Connection, request_timeout=settings.request_timeout)
+        http = functools.partial(
+            Connection,
+            request_timeout=settings.request_timeout,
+            admission=Admission(settings.pool_size),
+            refuse=app.refuse,
+        )
     return uvicorn.Config(
         app,
         lifespan="on",

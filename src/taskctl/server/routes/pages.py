@@ -11,6 +11,8 @@ from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from taskctl import errors
 
@@ -24,6 +26,14 @@ _REDOC_LOGO = b"https://cdn.redoc.ly/redoc/logo-mini.svg"
 """ReDoc asks for this picture and hides it where there is none; no option of its own prevents that."""
 
 _INLINE_SCRIPT = re.compile(r"(?s)<script>(.*?)</script>")
+
+
+class _Page(Route):
+    """A route that says which it is, as FastAPI's do, for the log and the metrics."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = super().matches(scope)
+        return match, {**child, "route": self} if match is not Match.NONE else child
 
 
 def add_documentation(app: FastAPI) -> None:
@@ -81,7 +91,7 @@ def _add_page(app: FastAPI, path: str, text: str, more: str = "") -> None:
     async def page(_: Request) -> HTMLResponse:
         return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
-    app.add_route(path, page, include_in_schema=False)
+    app.router.routes.append(_Page(path, page, include_in_schema=False))
 
 
 def add_error_pages(app: FastAPI) -> None:
@@ -98,4 +108,4 @@ def add_error_pages(app: FastAPI) -> None:
             headers={"Content-Security-Policy": _NOTHING},
         )
 
-    app.add_route("/errors/{code}", page, include_in_schema=False)
+    app.router.routes.append(_Page("/errors/{code}", page, include_in_schema=False))
