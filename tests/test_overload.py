@@ -146,7 +146,7 @@ def summary(seen, status):
 
 @pytest.fixture(scope="module")
 def full(start_server, database_url):
-    """A server that takes ten requests in hand, with ten that wait for a lock until the tests are over."""
+    """A server that takes 21 requests in hand, with as many that wait for a lock until the tests are over."""
     patience = {"TASKCTL_POOL_TIMEOUT": "60s", "TASKCTL_STATEMENT_TIMEOUT": "10m"}
     settings = variables(database_url, TASKCTL_POOL_SIZE="1", TASKCTL_LOG_FORMAT="json", **patience)
     server = start_server(**settings)
@@ -154,12 +154,12 @@ def full(start_server, database_url):
     with (
         httpx.Client(base_url=server.url, headers=user.headers, timeout=600) as client,
         psycopg.connect(database_url) as connection,
-        ThreadPoolExecutor(10) as pool,
+        ThreadPoolExecutor(21) as pool,
     ):
         path = f"{TASKS}/{client.post(TASKS, json={'title': 'Locked'}).json()['id']}/complete"
         connection.execute("SELECT FROM task WHERE user_id = %s FOR UPDATE", [user.id])
-        waiting = [pool.submit(client.patch, path) for _ in range(10)]
-        until(lambda: "requests_in_flight 11.0" in httpx.get(f"{server.url}/metrics").text)
+        waiting = [pool.submit(client.patch, path) for _ in range(21)]
+        until(lambda: "requests_in_flight 22.0" in httpx.get(f"{server.url}/metrics").text)
         yield server
         connection.rollback()
         assert {each.result().status_code for each in waiting} == {200}
