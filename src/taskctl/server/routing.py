@@ -81,11 +81,13 @@ class Service:
 class Exchange:
     """What is known of one request for its answer's headers and its line in the log."""
 
-    __slots__ = ("database_seconds", "rate_limit", "request_id", "started", "user_id")
+    __slots__ = ("answered", "database_seconds", "rate_limit", "request_id", "started", "user_id")
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.started = time.perf_counter()
+        self.answered = False
+        """Whether the answer has begun."""
         self.database_seconds: float | None = None
         self.user_id: str | None = None
         self.rate_limit: str | None = None
