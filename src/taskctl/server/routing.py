@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, get_args
 from urllib.parse import parse_qsl
@@ -20,7 +20,8 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from taskctl import strict_json, vocabulary
 from taskctl.config import ServerSettings
@@ -226,6 +227,34 @@ class TaskRoute(PublicRoute):
                     headers=self._accepted,
                 )
         return await _read_body(call, call.service.settings.max_body)
+
+
+class Shortcut:
+    """Leads requests straight to the routes of tasks, and everything else to FastAPI's router.
+
+    That one asks every route in turn and gathers what it says of itself: about 15 µs a request.
+    """
+
+    def __init__(self, router: ASGIApp, routes: Iterable[BaseRoute]) -> None:
+        self._router = router
+        paths: dict[str, tuple[re.Pattern[str], dict[str, TaskRoute]]] = {}
+        for route in routes:
+            if isinstance(route, TaskRoute):
+                _, by_method = paths.setdefault(route.path, (route.path_regex, {}))
+                by_method |= dict.fromkeys(route.methods or (), route)
+        self._paths = list(paths.values())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        # Under another root, paths are not as they were written; and who traces wants the router's own steps.
+        if scope["type"] == "http" and not scope.get("root_path") and "fastapi.telemetry" not in scope:
+            for regex, by_method in self._paths:
+                match = regex.match(scope["path"])
+                if match is not None and (route := by_method.get(scope["method"])) is not None:
+                    scope["path_params"], scope["route"] = match.groupdict(), route
+                    await route.app(scope, receive, send)
+                    return
+        await self._router(scope, receive, send)
 
 
 def challenge(error: str | None = None, description: str | None = None, scope: str | None = None) -> str:
