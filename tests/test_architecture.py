@@ -145,7 +145,8 @@ SQL = re.compile(
     r"\b(SELECT\s|INSERT\s+INTO\b|UPDATE\s+\w+\s+SET\b|DELETE\s+FROM\b|CREATE\s+TABLE\b|SET\s+\w+\s*=)"
 )
 MAY_HOLD_SQL = {
-    f"taskctl.server.{name}" for name in ("queries", "tables", "database", "migrations", "embedded", "backup")
+    f"taskctl.server.{name}"
+    for name in ("queries", "tables", "database", "migrations", "embedded", "backup", "distribution")
 }
 
 

@@ -24,6 +24,7 @@ from conftest import (
     wait_until_ready,
 )
 from taskctl.server import migrations
+from taskctl.server.backup import _Run
 from taskctl.server.embedded import bin_dir
 
 MANY = 100_000
@@ -328,3 +329,12 @@ def test_nothing_to_back_up(environ, tmp_path):
     """An empty database makes no backup."""
     failed(taskctl("db", "backup", "x.dump", environ=environ), 1, "no schema")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_that_is_gone_before_it_is_listened_to():
+    """Nothing is heard, and no thread dies of it: so it is when Ctrl-C comes while a program starts."""
+    with subprocess.Popen([sys.executable, "-c", ""], stderr=subprocess.PIPE) as process:
+        run = _Run(process)
+    run.listener.start()
+    run.listener.join()
+    assert not run.complaints

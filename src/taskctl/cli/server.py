@@ -179,24 +179,52 @@ def current(*, wait: Wait = 0, as_json: output.Json = False) -> None:
 
 @db.command()
 def check(*, wait: Wait = 0, as_json: output.Json = False) -> None:
-    """Compare the schema with this build.
+    """Compare the schema with this build, and tell how the tables lie.
 
     Exits 0 at head, 1 behind or empty, 3 ahead or unknown, 8 when the database cannot be reached.
     """
-    from taskctl.server import migrations
+    from taskctl.server import distribution, migrations
 
     with _database() as settings:
         revision = migrations.current(settings, wait=wait)
+        lie = distribution.read(settings)
     state = migrations.compare(revision)
     if as_json:
         newest = migrations.revisions()[-1]
-        output.print_json(output.compact({"state": state, "revision": revision, "head": newest}))
+        output.print_json(
+            output.compact({"state": state, "revision": revision, "head": newest, "distribution": lie})
+        )
     else:
         typer.echo(migrations.describe(revision, state))
+        if lie is not distribution.Distribution.none:
+            typer.echo(distribution.describe(lie))
     if state in {migrations.State.behind, migrations.State.empty}:
         raise typer.Exit(_BEHIND)
     if state in {migrations.State.ahead, migrations.State.unknown}:
         raise typer.Exit(_AHEAD)
+
+
+@db.command()
+def distribute(
+    *,
+    shards: Annotated[
+        int, typer.Option(metavar="N", min=1, max=10_000, help="Into how many parts to divide each table.")
+    ] = 32,
+    wait: Wait = 0,
+    lock_timeout: LockTimeout = 5,
+) -> None:
+    """Spread the tables over a Citus cluster, by user.
+
+    On its coordinator, after `taskctl db upgrade`. Writes wait while the rows move.
+    """
+    from taskctl.server import distribution
+
+    with _database() as settings:
+        done = distribution.distribute(
+            settings, shards=shards, wait=wait, lock_timeout=lock_timeout, report=typer.echo
+        )
+    if not done:
+        output.note("Nothing to do.")
 
 
 @db.command()

@@ -173,7 +173,10 @@ class _Run:
 
     process: subprocess.Popen[bytes]
     complaints: deque[str] = field(default_factory=lambda: deque(maxlen=100))
-    listener: threading.Thread | None = None
+    listener: threading.Thread = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.listener = threading.Thread(target=self._listen, daemon=True)
 
     def ended(self, seconds: float) -> bool:
         """Whether it has ended, after waiting for that up to so many seconds."""
@@ -184,14 +187,19 @@ class _Run:
 
     def failure(self, what: str) -> LocalError | DatabaseUnavailable:
         """The error that says why it failed."""
-        if self.listener is not None:
-            self.listener.join()
+        self.listener.join()
         output = "\n".join(self.complaints)
         found = _REASON.search(output)
         code = self.process.returncode
         reason = found[1] if found else f"{Path(str(self.process.args[0])).name} ended with {code}"  # type: ignore[index]
         kind = DatabaseUnavailable if any(sign in output for sign in _LOST) else LocalError
         return kind(f"{what}: {reason.strip().rstrip('.')}.")
+
+    def _listen(self) -> None:
+        # ValueError: an interrupted start has closed it already.
+        with contextlib.suppress(ValueError):
+            for line in self.process.stderr or ():
+                self.complaints.append(line.decode(errors="replace").rstrip())
 
 
 @dataclass(frozen=True)
@@ -240,24 +248,18 @@ class _Server:
             start_new_session=True,  # the terminal's Ctrl-C is for us alone
         ) as process:
             run = _Run(process)
-            run.listener = threading.Thread(
-                target=_listen, args=(process.stderr, run.complaints), daemon=True
-            )
-            run.listener.start()
             try:
+                run.listener.start()
                 yield run
             finally:
                 process.kill()
                 process.wait()
-                run.listener.join()
+                # Ctrl-C while it starts leaves a thread that cannot be joined yet.
+                if run.listener.is_alive():
+                    run.listener.join()
                 if process.stdin is not None:
                     with contextlib.suppress(OSError):
                         process.stdin.close()
-
-
-def _listen(stderr: IO[bytes], lines: deque[str]) -> None:
-    for line in stderr:
-        lines.append(line.decode(errors="replace").rstrip())
 
 
 @contextlib.contextmanager

@@ -89,12 +89,36 @@ def current(settings: ServerSettings, *, wait: float = 0) -> str | None:
     Raises:
         DatabaseUnavailable: it did not answer within `wait` seconds.
     """
-    with _open(database_url(settings), wait) as connection:
+    with session(settings, wait=wait) as connection:
         try:
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
         except postgres.UndefinedTable:
             return None
         return row[0] if row else None
+
+
+@contextlib.contextmanager
+def session(settings: ServerSettings, *, wait: float = 0) -> Iterator[psycopg.Connection]:
+    """A connection to what is migrated, tried again for up to `wait` seconds.
+
+    Raises:
+        DatabaseUnavailable: the server did not come up.
+    """
+    url = database_url(settings)
+    check_url(url)
+    deadline = time.monotonic() + wait
+    connection = None
+    while connection is None:
+        try:
+            # libpq's least is 2 seconds.
+            left = max(2, min(10, math.ceil(deadline - time.monotonic())))
+            connection = psycopg.connect(url, connect_timeout=left, application_name="taskctl migrate")
+        except psycopg.OperationalError as error:
+            if time.monotonic() >= deadline:
+                raise DatabaseUnavailable(f"The database cannot be reached: {_one_line(error)}") from error
+            time.sleep(min(_POLL_SECONDS, max(0, deadline - time.monotonic())))
+    with connection:
+        yield connection
 
 
 @contextlib.contextmanager
@@ -107,7 +131,7 @@ def connect(settings: ServerSettings, *, wait: float = 0) -> Iterator["Connectio
     from sqlalchemy import create_engine  # noqa: PLC0415 - costs a server 30 MiB that it does not need
     from sqlalchemy.pool import NullPool  # noqa: PLC0415 - as above
 
-    with _open(database_url(settings), wait) as raw:
+    with session(settings, wait=wait) as raw:
         # What libpq understands (several hosts, target_session_attrs) must not be parsed again.
         engine = create_engine("postgresql+psycopg://", creator=lambda: raw, poolclass=NullPool)
         with engine.connect() as connection:
@@ -226,9 +250,7 @@ def _run(
 
     if not revision.strip():
         raise UsageInvalid("The revision is empty; name one, or `head` or `base`.")
-    with connect(settings, wait=wait) as connection, _advisory_lock(connection), _alembic_errors():
-        connection.exec_driver_sql(f"SET lock_timeout = {int(lock_timeout * 1000)}")
-        connection.commit()
+    with exclusive(settings, wait=wait, lock_timeout=lock_timeout) as connection:
         configuration = _configuration(
             connection=contextlib.nullcontext(connection), on_version_apply=[applied]
         )
@@ -244,6 +266,20 @@ def _configuration(output_buffer: io.StringIO | None = None, **attributes: Any) 
     configuration.set_main_option("file_template", "%%(rev)s_%%(slug)s")
     configuration.attributes.update(attributes)
     return configuration
+
+
+@contextlib.contextmanager
+def exclusive(settings: ServerSettings, *, wait: float = 0, lock_timeout: float) -> Iterator["Connection"]:
+    """As `connect`, while nobody else migrates; no statement waits longer than `lock_timeout` for a table.
+
+    Raises:
+        DatabaseUnavailable: the server did not come up, or the connection was lost.
+        MigrationFailed: a lock was not to be had, or PostgreSQL refused a statement.
+    """
+    with connect(settings, wait=wait) as connection, _advisory_lock(connection), _alembic_errors():
+        connection.exec_driver_sql(f"SET lock_timeout = {int(lock_timeout * 1000)}")
+        connection.commit()
+        yield connection
 
 
 @contextlib.contextmanager
@@ -287,25 +323,6 @@ def _alembic_errors() -> Iterator[None]:
                 "revision was not applied; try again, or raise --lock-timeout."
             ) from error
         raise MigrationFailed(f"PostgreSQL refused: {_one_line(error.orig)}") from error
-
-
-@contextlib.contextmanager
-def _open(url: str, wait: float) -> Iterator[psycopg.Connection]:
-    """A connection, tried again for up to `wait` seconds."""
-    check_url(url)
-    deadline = time.monotonic() + wait
-    connection = None
-    while connection is None:
-        try:
-            # libpq's least is 2 seconds.
-            left = max(2, min(10, math.ceil(deadline - time.monotonic())))
-            connection = psycopg.connect(url, connect_timeout=left, application_name="taskctl migrate")
-        except psycopg.OperationalError as error:
-            if time.monotonic() >= deadline:
-                raise DatabaseUnavailable(f"The database cannot be reached: {_one_line(error)}") from error
-            time.sleep(min(_POLL_SECONDS, max(0, deadline - time.monotonic())))
-    with connection:
-        yield connection
 
 
 def _one_line(error: BaseException | None) -> str:

@@ -106,6 +106,8 @@ _WRITTEN = """(
 )"""
 _DIFFERS = f"(title, description, completed) IS DISTINCT FROM {_WRITTEN}"
 
+# The moment is picked from an array, as Citus refuses now() within CASE.
+#
 # `changed` is the ordinary case. Only when it changed nothing is the row looked at again, under a lock that
 # follows it to its newest version: what a concurrent change has left there decides between a stale version,
 # a change that changes nothing, and one that must be made after all.
@@ -115,10 +117,11 @@ CHANGE_TASK = Statement(
     WITH changed AS (
         UPDATE task SET
             (title, description, completed) = {_WRITTEN},
-            completed_at = CASE
+            completed_at = (ARRAY[completed_at, now()])[CASE
                 WHEN NOT coalesce(%(completed)s::boolean, completed) THEN NULL
-                ELSE coalesce(completed_at, now())
-            END,
+                WHEN completed THEN 1
+                ELSE 2
+            END],
             version = version + 1,
             updated_at = now()
         WHERE user_id = %(user_id)s AND id = %(id)s AND {_MATCHED} AND {_DIFFERS}
