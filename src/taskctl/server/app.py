@@ -95,6 +95,8 @@ def create_app(settings: ServerSettings) -> Application:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # FastAPI would look before each request whether somebody traces it.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         lifespan=lifespan,
     )
     app.state.service = service
