@@ -1,152 +1,148 @@
-"""Run both servers on one embedded PostgreSQL, load them in turn, and print CPU per request and the ratio.
+"""What a request costs, next to other ways to write the same server. Prints ratios within one run.
 
-Needs wrk. CPU time is what the operating system charged the server's process: it is stable where
-throughput, on a machine that does other things, is not. A run with a single answer other than 2xx counts
-for nothing and ends the benchmark.
+All servers use one embedded PostgreSQL and are loaded in turn, round after round, with wrk. CPU time is what
+the operating system charged the server's processes: it is stable where throughput, on a machine that does
+other things, is not. A single answer other than 2xx ends the benchmark without a figure.
 """
 
 import argparse
-import os
-import re
+import json
+import platform
 import shutil
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+from bench.floor import floor
+from bench.growth import growth
+from bench.load import OPERATIONS, SEED, USERS, Cost, load
+from bench.plot import svg
+from bench.servers import SECRET, SERVERS, install_fastify, resident_mebibytes, serving
+from bench.startup import startup
 from taskctl.config import ServerSettings
 from taskctl.server import migrations
 from taskctl.server.embedded import EmbeddedPostgres
 from taskctl.tokens import mint
 
-SECRET = "a secret for the benchmark, long enough to sign with"  # noqa: S105 - signs nothing of value
-USERS, TASKS = 20, 200
-SEED = f"""
-INSERT INTO account (user_id, last_task_id) SELECT 'user' || u, {TASKS} FROM generate_series(1, {USERS}) u;
-INSERT INTO task (user_id, id, title, completed, version)
-SELECT 'user' || u, t, 'Task number ' || t, false, 1
-FROM generate_series(1, {USERS}) u, generate_series(1, {TASKS}) t;
-ANALYZE;
-"""
-OPERATIONS = {
-    "read": ("GET", "/tasks/17", ""),
-    "list 50": ("GET", "/tasks?limit=50", ""),
-    "create": ("POST", "/tasks", '{"title": "Buy milk"}'),
-    "complete": ("PATCH", "/tasks/18/complete", '{"completed": true}'),
-}
-
 
 def main() -> None:
-    """Print the table."""
+    """Measure, print, and write what was asked for."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="how often each server is loaded")
     parser.add_argument("--seconds", type=int, default=3, help="how long one load lasts")
     parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--ten-million", action="store_true", help="also a user with 10 million tasks (1 GB)")
+    parser.add_argument("--quick", action="store_true", help="only see that everything works")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the costs")
     options = parser.parse_args()
     if not shutil.which("wrk"):
         sys.exit("wrk is not installed")
+    if options.quick:
+        options.rounds = options.seconds = 1
     place = Path(tempfile.mkdtemp(prefix="taskctl-bench-"))
     place.chmod(0o755)  # as root, PostgreSQL runs as another account
     try:
-        with ExitStack() as stack:
-            postgres = stack.enter_context(EmbeddedPostgres(place / "data"))
-            settings = ServerSettings.load({"DATABASE_URL": postgres.url}, env_file=None)
-            migrations.upgrade(settings)
-            with migrations.connect(settings) as connection:
-                connection.exec_driver_sql(SEED)
-                connection.commit()
-            servers = {
-                "taskctl": stack.enter_context(_server("taskctl", postgres.url)),
-                "reference": stack.enter_context(_server("reference", postgres.url)),
-            }
-            print(f"{'':10}{'taskctl':>12}{'reference':>12}{'ratio':>8}    µs of server CPU per request")
-            for name in OPERATIONS:
-                costs: dict[str, list[float]] = {server: [] for server in servers}
-                for _ in range(options.rounds):
-                    for server, (pid, port) in servers.items():
-                        costs[server].append(_load(name, pid, port, place, options))
-                ours, reference = (statistics.median(costs[server]) for server in servers)
-                print(f"{name:10}{ours:12.0f}{reference:12.0f}{ours / reference:8.2f}", flush=True)
+        figures = _measure(options, place)
     finally:
         shutil.rmtree(place)
+    _print(figures)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if options.svg:
+        costs = {
+            operation: {name: cost["server"] for name, cost in servers.items()}
+            for operation, servers in figures["requests"].items()
+        }
+        options.svg.write_text(svg(costs))
 
 
-@contextmanager
-def _server(name: str, database_url: str) -> Iterator[tuple[int, int]]:
-    """A server's process id and port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    reference = ["uvicorn", "bench.reference:create_app", "--factory", "--no-access-log", "--log-level=error"]
-    module = {"taskctl": ["taskctl", "serve"], "reference": reference}[name]
-    command = [sys.executable, "-m", *module, f"--port={port}"]
-    environ = os.environ | {
-        "DATABASE_URL": database_url,
-        "BETTER_AUTH_SECRET": SECRET,
-        "TASKCTL_ENV": "test",
-        "TASKCTL_LOG_FORMAT": "json",
+def _measure(options: argparse.Namespace, place: Path) -> dict[str, Any]:
+    names = ["taskctl", "Starlette", "SQLModel"] if options.quick else list(SERVERS)
+    if not options.quick and not install_fastify(place / "fastify"):
+        names.remove("Fastify")
+    with ExitStack() as stack:
+        cluster = stack.enter_context(EmbeddedPostgres(place / "data"))
+        postmaster = int((cluster._pgdata / "postmaster.pid").read_text().split()[0])  # noqa: SLF001
+        settings = ServerSettings.load({"DATABASE_URL": cluster.url}, env_file=None)
+        migrations.upgrade(settings)
+        with migrations.connect(settings) as connection:
+            connection.exec_driver_sql(SEED)
+            connection.commit()
+        servers = {name: stack.enter_context(serving(name, cluster.url)) for name in names}
+        idle = {name: resident_mebibytes(pid) for name, (pid, _) in servers.items()}
+        users = [f"user{number}" for number in range(1, USERS + 1)]
+        requests: dict[str, dict[str, dict[str, float]]] = {}
+        for operation, what in OPERATIONS.items():
+            costs: dict[str, list[Cost]] = {name: [] for name in names}
+            for _ in range(options.rounds):
+                for name, server in servers.items():
+                    costs[name].append(
+                        load(
+                            what,
+                            server,
+                            postmaster,
+                            place,
+                            users=users,
+                            seconds=options.seconds,
+                            connections=options.connections,
+                        )
+                    )
+            requests[operation] = {name: _median(each) for name, each in costs.items()}
+            print(f"{operation} is measured", file=sys.stderr)
+        sizes = [1000] if options.quick else [1000, 100_000, *([10_000_000] if options.ten_million else [])]
+        token = mint(SECRET, "user1", 86400)
+        return {
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "versions": {"python": platform.python_version(), "postgresql": "18"}
+            | {name: version(name) for name in ("taskctl", "fastapi", "uvicorn", "uvloop", "psycopg")},
+            "requests": requests,
+            "floor": floor(cluster, postmaster, place, options.seconds),
+            "growth": growth(
+                cluster.url,
+                servers["taskctl"],
+                postmaster,
+                place,
+                sizes=sizes,
+                rounds=1 if options.quick else 5,
+            ),
+            "idle_mebibytes": idle,
+            "startup": startup(servers["taskctl"][1], token, 1 if options.quick else 10),
+        }
+
+
+def _median(costs: list[Cost]) -> dict[str, float]:
+    return {
+        field: statistics.median(getattr(cost, field) for cost in costs) for field in Cost.__annotations__
     }
-    with subprocess.Popen(
-        command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        try:
-            _wait_for(f"http://127.0.0.1:{port}/livez")
-            yield process.pid, port
-        finally:
-            process.terminate()
 
 
-def _wait_for(url: str) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=1).close()  # noqa: S310 - a loopback address of our own
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-        else:
-            return
-
-
-def _load(name: str, pid: int, port: int, place: Path, options: argparse.Namespace) -> float:
-    """Microseconds of CPU per request of one load."""
-    method, path, body = OPERATIONS[name]
-    tokens = [mint(SECRET, f"user{number}", 86400) for number in range(1, USERS + 1)]
-    script = place / "load.lua"
-    users = ",".join(f'{{"user{number}","{token}"}}' for number, token in enumerate(tokens, 1))
-    script.write_text(
-        f"local users = {{{users}}}\nlocal turn = 0\n"
-        "function request()\n  turn = turn % #users + 1\n  local user = users[turn]\n"
-        f'  return wrk.format("{method}", "/api/v1/" .. user[1] .. "{path}",\n'
-        '    {["Authorization"] = "Bearer " .. user[2], ["Content-Type"] = "application/json"},'
-        f" {repr(body) if body else 'nil'})\nend\n"
-    )
-    url = f"http://127.0.0.1:{port}"
-    before = _cpu_seconds(pid)
-    output = subprocess.run(
-        ["wrk", "-t1", f"-c{options.connections}", f"-d{options.seconds}s", "-s", script, url],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    used = _cpu_seconds(pid) - before
-    requests = re.search(r"(\d+) requests in", output)
-    if requests is None or "Non-2xx" in output or "Socket errors" in output:
-        sys.exit(f"{name} had errors:\n{output}")
-    return used / int(requests[1]) * 1e6
-
-
-def _cpu_seconds(pid: int) -> float:
-    """User and system time of a process, in seconds (proc(5), fields 14 and 15)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def _print(figures: dict[str, Any]) -> None:
+    versions = ", ".join(f"{name} {each}" for name, each in figures["versions"].items())
+    print(f"{figures['date']}; {versions}\n")
+    print("operation server          requests/s  p50 ms  p99 ms  server µs  PostgreSQL µs  taskctl is")
+    for operation, servers in figures["requests"].items():
+        for name, cost in servers.items():
+            ratio = servers["taskctl"]["server"] / cost["server"]
+            print(f"{operation:10}{name:16}{cost['per_second']:11.0f}{cost['p50']:8.2f}", end="")
+            print(f"{cost['p99']:8.2f}{cost['server']:11.0f}{cost['postgres']:15.0f}{ratio:10.2f} x")
+    print("\nPostgreSQL alone, µs of its CPU: this statement, a minimal one, ratio")
+    for operation, cost in figures["floor"].items():
+        print(f"{operation:26}{cost['ours']:8.0f}{cost['minimal']:8.0f}{cost['ours'] / cost['minimal']:8.2f}")
+    for title, values in (
+        ("A page of 50, µs of the CPU of server and PostgreSQL, against the first", figures["growth"]),
+        ("Memory of an idle process, MiB, against taskctl", figures["idle_mebibytes"]),
+        ("Commands, ms of CPU, against the first", figures["startup"]),
+    ):
+        print(f"\n{title}")
+        first = next(iter(values.values()))
+        for name, value in values.items():
+            print(f"{name:26}{value:8.0f}{value / first:8.2f}")
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def test_module_imports_no_more_than_allowed(module, allowed, own):
         ("taskctl.server.app", {*CLIENT, "taskctl.cli", *ORM}),
         ("taskctl.server.queries", {*HTTP, *ORM, "psycopg"}),
         ("taskctl.server.tables", HTTP),
-        ("taskctl.server.database", {*HTTP, *ORM}),
+        ("taskctl.server.database", {*HTTP, *ORM}),  # and with it sessions, pool and pipeline
         ("taskctl.server.migrations", {*HTTP, *ORM}),
         ("taskctl.server.embedded", {*HTTP, *ORM}),
     ],
@@ -161,9 +161,8 @@ def test_layers(module):
         [module], *CLIENT, *(f"taskctl.cli.{name}" for name in ("tasks", "account", "login", "doctor"))
     ):
         assert inside(found, *HEAVY) == []
-    if inside(
-        [module], *(f"taskctl.server.{name}" for name in ("queries", "tables", "database", "migrations"))
-    ):
+    data = ("queries", "tables", "database", "sessions", "pool", "pipeline", "migrations")
+    if inside([module], *(f"taskctl.server.{name}" for name in data)):
         assert inside(found, "fastapi", "starlette") == []
 
 

@@ -22,7 +22,7 @@ from taskctl.server.metrics import SAMPLING_SECONDS, Metrics, shared_directory
 from taskctl.server.middleware import Cors, Envelope, Hosts, Problems, refuse
 from taskctl.server.routes import me, pages, probes, tasks
 from taskctl.server.routes import metrics as metrics_route
-from taskctl.server.routing import Service
+from taskctl.server.routing import Service, Shortcut
 from taskctl.server.tracing import Tracing
 from taskctl.setting import Metrics as MetricsAccess
 from taskctl.tokens import create_verifier
@@ -38,7 +38,7 @@ class Application(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
         """Envelope, hosts and CORS where set, problems, refusal, router: nothing else runs per request."""
         service: Service = self.state.service
-        app: ASGIApp = Problems(Refusal(self.router, service.drain), self.routes)
+        app: ASGIApp = Problems(Refusal(Shortcut(self.router, self.routes), service.drain), self.routes)
         if service.settings.cors_origins:
             app = Cors(app, service.settings.cors_origins)
         if service.settings.allowed_hosts:
@@ -88,6 +88,8 @@ def create_app(settings: ServerSettings) -> Application:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # FastAPI would look before each request whether somebody traces it.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         lifespan=lifespan,
     )
     app.state.service = service

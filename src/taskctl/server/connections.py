@@ -55,6 +55,44 @@ class Admission:
             self._limit = min(self._most, self._limit + 0.2)
 
 
+_GATHERED_MAX = 64 * 1024
+"""Bytes beyond which nothing is held back: the transport has to say when a client reads too slowly."""
+
+
+class _Gathering:
+    """A transport that sends in one system call what is written in one turn of the event loop.
+
+    uvicorn writes an answer's head and its body separately.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._written: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send this soon, after what was written before."""
+        if not self._written:
+            self._loop.call_soon(self._flush)
+        self._written.append(data)
+        if len(data) > _GATHERED_MAX:
+            self._flush()
+
+    def close(self) -> None:
+        """Close, once all was sent."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._written:
+            data = b"".join(self._written)
+            self._written.clear()
+            self._transport.write(data)
+
+
 class Connection(HttpToolsProtocol):
     """A connection that is closed when a request has not arrived in time, however slowly it trickles.
 
@@ -89,7 +127,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, and expect the first request."""
-        super().connection_made(cast("asyncio.Transport", transport))
+        gathering = _Gathering(cast("asyncio.Transport", transport), self.loop)
+        super().connection_made(cast("asyncio.Transport", gathering))
         self.client = self.client or (UNIX, 0)
         self._watch()
 

@@ -3,10 +3,13 @@
 Values are always escaped by the renderer, so nothing that a client sends can start a line of its own.
 """
 
+import json
 import logging
 import logging.config
 import os
 import sys
+from collections.abc import MutableMapping
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -14,20 +17,17 @@ import structlog
 from taskctl.config import ServerSettings
 from taskctl.setting import LogFormat
 
+_JSON = json.JSONEncoder(default=str)
+_LEVELS = {"exception": "error", "warn": "warning", "fatal": "critical"}
+"""The levels of those methods that are not named for theirs."""
+
 
 def configure(settings: ServerSettings) -> None:
     """Set up structlog and the standard library's logging to write to stderr, as the settings say."""
-    shared: list[Any] = [
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
+    shared: list[Any] = [_begin]
     renderer: list[Any]
     if settings.log_format is LogFormat.json:
-        renderer = [
-            structlog.processors.format_exc_info,
-            _most_important_first,
-            structlog.processors.JSONRenderer(default=str),
-        ]
+        renderer = [structlog.processors.format_exc_info, _as_json]
     else:
         renderer = [
             structlog.processors.format_exc_info,
@@ -76,10 +76,21 @@ def _colors() -> bool:
     return bool(os.environ.get("FORCE_COLOR")) or sys.stderr.isatty()
 
 
-def _most_important_first(_logger: object, _method: str, event: dict[str, Any]) -> dict[str, Any]:
-    """Time, level and event at the start of the line, where people look for them."""
-    first = ("timestamp", "level", "event")
-    return {name: event[name] for name in first if name in event} | event
+def _begin(_logger: object, method: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
+    """Time, level and event at the start of the line, where people look for them.
+
+    One step instead of structlog's several: there is an event for every request.
+    """
+    return {
+        "timestamp": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "level": _LEVELS.get(method, method),
+        "event": event.pop("event", None),
+        **event,
+    }
+
+
+def _as_json(_logger: object, _method: str, event: dict[str, Any]) -> str:
+    return _JSON.encode(event)
 
 
 def _escape(_logger: object, _method: str, event: dict[str, Any]) -> dict[str, Any]:

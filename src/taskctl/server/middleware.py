@@ -98,6 +98,7 @@ class Envelope:
         async def answer(message: Message) -> None:
             nonlocal status, size
             if message["type"] == "http.response.start":
+                exchange.answered = True
                 status = message["status"]
                 message["headers"] = [*message["headers"], *_headers(scope, exchange, self._policy)]
             elif scope["method"] == "HEAD":
@@ -165,19 +166,12 @@ class Problems:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
-        started = False
-
-        async def watch(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
         try:
-            await self._app(scope, receive, watch if scope["type"] == "http" else send)
+            await self._app(scope, receive, send)
         except ClientDisconnect:
             return
         except Exception as error:
-            if scope["type"] != "http" or started:
+            if scope["type"] != "http" or scope["taskctl.exchange"].answered:
                 raise
             await problem_response(self._as_taskctl_error(error, scope), scope)(scope, receive, send)
 

@@ -79,7 +79,7 @@ class _Request:
     def __init__(self, statement: Statement, parameters: Mapping[str, Any]) -> None:
         self.statement = statement
         self.parameters = parameters
-        encoded = [_encode(parameters[name]) for name in _numbered(statement.sql)[1]]
+        encoded = [_encode(parameters[name]) for name in numbered(statement.sql)[1]]
         self.values = [value for value, _ in encoded]
         self.formats = [form for _, form in encoded]
         self.answer: asyncio.Future[Row | None] = asyncio.get_running_loop().create_future()
@@ -246,7 +246,7 @@ class Pipeline:
         if self._sweeping is None:
             self._sweeping = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
         sql = request.statement.sql
-        text, pgconn = _numbered(sql)[0], line.pgconn
+        text, pgconn = numbered(sql)[0], line.pgconn
         try:
             name = line.prepared.get(sql)
             if name is None and line.prepare_threshold is not None:
@@ -433,7 +433,7 @@ class Pipeline:
 
 
 @functools.cache
-def _numbered(sql: str) -> tuple[bytes, tuple[str, ...]]:
+def numbered(sql: str) -> tuple[bytes, tuple[str, ...]]:
     """A statement with PostgreSQL's own `$1` for `%(name)s`, and the names in that order."""
     names: dict[str, int] = {}
     text = _PARAMETER.sub(lambda match: f"${names.setdefault(match[1], len(names) + 1)}", sql)

@@ -203,3 +203,10 @@ CONNECTION_LIMIT = Statement(
     reads_only=True,
 )
 """-> how many connections PostgreSQL has for ordinary roles."""
+
+PROBE = """
+SELECT pg_backend_pid() = %(pid)s,
+       CASE WHEN pg_backend_pid() = %(pid)s THEN set_config('statement_timeout', %(timeout)s, false) END
+"""
+"""Asked of each new session. A pooler gives out process ids of its own: what answers under another one is not
+the server itself, and is left as it is."""

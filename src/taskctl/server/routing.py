@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, get_args
 from urllib.parse import parse_qsl
@@ -20,7 +20,8 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from taskctl import strict_json, vocabulary
 from taskctl.config import ServerSettings
@@ -90,11 +91,13 @@ class Service:
 class Exchange:
     """What is known of one request for its answer's headers and its line in the log."""
 
-    __slots__ = ("database_seconds", "rate_limit", "request_id", "span", "started", "user_id")
+    __slots__ = ("answered", "database_seconds", "rate_limit", "request_id", "span", "started", "user_id")
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.started = time.perf_counter()
+        self.answered = False
+        """Whether the answer has begun."""
         self.database_seconds: float | None = None
         self.user_id: str | None = None
         self.rate_limit: str | None = None
@@ -252,6 +255,34 @@ class OwnRoute(TaskRoute):
 
     def _authorize(self, identity: Identity, owner: str) -> None:
         pass
+
+
+class Shortcut:
+    """Leads requests straight to the routes of tasks, and everything else to FastAPI's router.
+
+    That one asks every route in turn and gathers what it says of itself: about 15 µs a request.
+    """
+
+    def __init__(self, router: ASGIApp, routes: Iterable[BaseRoute]) -> None:
+        self._router = router
+        paths: dict[str, tuple[re.Pattern[str], dict[str, TaskRoute]]] = {}
+        for route in routes:
+            if isinstance(route, TaskRoute):
+                _, by_method = paths.setdefault(route.path, (route.path_regex, {}))
+                by_method |= dict.fromkeys(route.methods or (), route)
+        self._paths = list(paths.values())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        # Under another root, paths are not as they were written; and who traces wants the router's own steps.
+        if scope["type"] == "http" and not scope.get("root_path") and "fastapi.telemetry" not in scope:
+            for regex, by_method in self._paths:
+                match = regex.match(scope["path"])
+                if match is not None and (route := by_method.get(scope["method"])) is not None:
+                    scope["path_params"], scope["route"] = match.groupdict(), route
+                    await route.app(scope, receive, send)
+                    return
+        await self._router(scope, receive, send)
 
 
 def challenge(error: str | None = None, description: str | None = None, scope: str | None = None) -> str:

@@ -20,7 +20,7 @@ from psycopg.rows import tuple_row
 
 from taskctl.config import ServerSettings
 from taskctl.errors import DatabaseUnavailable, StatementTimeout
-from taskctl.server.queries import Statement
+from taskctl.server.queries import PROBE, Statement
 from taskctl.setting import PreparedStatements
 
 log: Any = structlog.get_logger()
@@ -55,12 +55,6 @@ _LOST = {"57P01", "57P02", "57P03"}
 
 _STALE_PLAN = "RevalidateCachedQuery"
 """Where in PostgreSQL it is noticed that a prepared statement's result has another type since a migration."""
-
-_PROBE = """
-SELECT pg_backend_pid() = %(pid)s,
-       CASE WHEN pg_backend_pid() = %(pid)s THEN set_config('statement_timeout', %(timeout)s, false) END
-"""
-"""A pooler gives out process ids of its own: what answers under another one is not the server itself."""
 
 
 class StatementFailed(Exception):
@@ -148,7 +142,7 @@ class Sessions:
         }
         limit = asyncio.get_running_loop().call_later(CONNECT_TIMEOUT_SECONDS, session.cut)
         try:
-            row = await (await session.execute(_PROBE, parameters, prepare=False)).fetchone()
+            row = await (await session.execute(PROBE, parameters, prepare=False)).fetchone()
         finally:
             limit.cancel()
         session.pooled = self.pooled = row is None or not row[0]
