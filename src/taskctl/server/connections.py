@@ -69,6 +69,7 @@ class _Gathering:
         self._transport = transport
         self._loop = loop
         self._written: list[bytes] = []
+        self._size = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -78,7 +79,8 @@ class _Gathering:
         if not self._written:
             self._loop.call_soon(self._flush)
         self._written.append(data)
-        if len(data) > _GATHERED_MAX:
+        self._size += len(data)
+        if self._size > _GATHERED_MAX:
             self._flush()
 
     def close(self) -> None:
@@ -90,6 +92,7 @@ class _Gathering:
         if self._written:
             data = b"".join(self._written)
             self._written.clear()
+            self._size = 0
             self._transport.write(data)
 
 
