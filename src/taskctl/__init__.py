@@ -6,11 +6,14 @@ The map, from what imports nothing to what imports everything:
 - `quantities`, `signing_secret`, `strict_json`: durations and sizes; weak secrets and the kept one; JSON
   from strangers (standard library).
 - `models`: what goes over the wire (pydantic).
-- `setting`, `config`: the server's settings (pydantic); `contexts`: the client's (standard library).
-- `tokens`: mint, verify and explain JWTs (PyJWT).
-- `answers`, `transport`, `client`: what an answer means, how a request is sent and repeated, and one method
-  per API operation (standard library).
-- `server`: the HTTP API, its statements, tables, migrations and the embedded PostgreSQL.
+- `setting`, `trust`, `config`: the server's settings, whose tokens it trusts among them (pydantic).
+- `jws`, `jwks`, `tokens`, `signing_keys`: a token taken apart; key sets that an issuer publishes; mint,
+  verify and explain tokens; private keys in files (PyJWT, cryptography, httpx).
+- `addresses`, `claims`, `contexts`, `vault`: the client's: where a server is, what a token says of itself,
+  which server and as whom, secrets in the system's keyring (standard library).
+- `answers`, `transport`, `client`, `better_auth`: what an answer means, how a request is sent and repeated,
+  and one method per operation of the API and of an auth server (standard library).
+- `server`: the HTTP API, its processes, statements, tables, migrations and the embedded PostgreSQL.
 - `cli`: the `taskctl` command, which reaches all of the above.
 """
 
