@@ -24,6 +24,7 @@ README = ROOT / "README.md"
 CLI = ROOT / "docs" / "cli.md"
 ERRORS = ROOT / "docs" / "errors.md"
 AUTHENTICATION = ROOT / "docs" / "authentication.md"
+OPERATIONS = ROOT / "docs" / "operations.md"
 EXAMPLE = ROOT / ".env.example"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -223,6 +224,17 @@ def test_authentication_has_every_refusal():
     refused = [error for error in errors.catalogue() if error.status in {401, 403}]
     listed = re.findall(r"(?m)^\| `(\w+)` \|", read(AUTHENTICATION).partition("## What a 401 says")[2])
     assert sorted(listed) == sorted([*(error.code for error in refused), "auth_keys_unavailable"])
+
+
+def test_operators_know_every_event():
+    """The tables of docs/operations.md have each event that the program logs, and no other."""
+    rows = re.findall(r"(?m)^\| (.+?) \| (?:info|warning|error|warning, info) \|", read(OPERATIONS))
+    logged = {
+        event
+        for file in (ROOT / "src").rglob("*.py")
+        for event in re.findall(r'\blog\.(?:info|warning|error)\(\s*"(\w+)"', read(file))
+    }
+    assert set(re.findall(r"\w+", " ".join(rows))) == logged - {"request"}
 
 
 def test_every_error_code_has_its_section():
