@@ -16,7 +16,6 @@ MAX_HEAD_BYTES = 64 * 1024
 UNIX = "unix"
 """The client of a Unix socket, which has no address."""
 
-
 _ALWAYS_ADMITTED = frozenset({b"/livez", b"/readyz", b"/health", b"/metrics"})
 """Who asks these decides on restarts, or looks for what is wrong."""
 
