@@ -146,6 +146,15 @@ async def api(app: FastAPI, user: User) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+@contextlib.asynccontextmanager
+async def running(database_url: str, user: User, **variables: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client, signed in, of an application of its own."""
+    application = create_app(make_settings(database_url, **variables))
+    async with application.router.lifespan_context(application), client_of(application) as client:
+        client.headers.update(user.headers)
+        yield client
+
+
 @dataclass
 class Server:
     """A `taskctl serve` in a process of its own; `url` is empty until it is known."""

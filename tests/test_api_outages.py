@@ -9,7 +9,7 @@ import httpx
 import psycopg
 import pytest
 
-from conftest import SECRET, Server, User, client_of, make_settings
+from conftest import SECRET, Server, User, client_of, make_settings, running
 from taskctl.server import migrations
 from taskctl.server.app import create_app
 
@@ -31,15 +31,6 @@ OPERATIONS = [
     ("PATCH", f"{TASK}/complete", None),
     ("DELETE", TASK, None),
 ]
-
-
-@contextlib.asynccontextmanager
-async def running(database_url: str, user: User, **variables: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A client, signed in, of an application of its own."""
-    application = create_app(make_settings(database_url, **variables))
-    async with application.router.lifespan_context(application), client_of(application) as client:
-        client.headers.update(user.headers)
-        yield client
 
 
 @contextlib.asynccontextmanager

@@ -16,9 +16,17 @@ import httpx
 import psycopg
 import pytest
 
-from conftest import SECRET, Server, User, client_of, make_settings, make_user, until, wait_until_ready
+from conftest import (
+    SECRET,
+    Server,
+    User,
+    make_settings,
+    make_user,
+    running,
+    until,
+    wait_until_ready,
+)
 from taskctl.server import migrations
-from taskctl.server.app import create_app
 from taskctl.server.database import Database
 from taskctl.server.embedded import EmbeddedPostgres
 from taskctl.server.queries import Statement
@@ -159,15 +167,6 @@ def service(cluster: EmbeddedPostgres, start_server: Callable[..., Server], exec
     """A `taskctl serve` on that database, in a process of its own."""
     assert executor
     return start_server(TASKCTL_ENV="test", DATABASE_URL=cluster.url, BETTER_AUTH_SECRET=SECRET)
-
-
-@contextlib.asynccontextmanager
-async def running(database_url: str, user: User, **variables: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A client, signed in, of an application of its own."""
-    application = create_app(make_settings(database_url, **variables))
-    async with application.router.lifespan_context(application), client_of(application) as client:
-        client.headers.update(user.headers)
-        yield client
 
 
 class Wire:

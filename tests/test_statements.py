@@ -1,18 +1,15 @@
 """What PostgreSQL is asked, once a request and prepared; and that the bytes it makes are the wire model's."""
 
-import contextlib
 import re
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import psycopg
 import pytest
 
-from conftest import User, client_of, make_settings
+from conftest import User, make_settings, running
 from taskctl import models
 from taskctl.server import migrations
-from taskctl.server.app import create_app
 from taskctl.server.embedded import EmbeddedPostgres
 
 pytestmark = pytest.mark.usefixtures("executor")
@@ -77,15 +74,6 @@ MOMENTS = [
     "0099-03-04T05:06:07Z",
     "9999-12-31T23:59:59.5Z",
 ]
-
-
-@contextlib.asynccontextmanager
-async def running(database_url: str, user: User, **variables: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A client, signed in, of an application of its own."""
-    application = create_app(make_settings(database_url, **variables))
-    async with application.router.lifespan_context(application), client_of(application) as client:
-        client.headers.update(user.headers)
-        yield client
 
 
 async def execute(database_url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
