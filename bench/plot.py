@@ -1,4 +1,4 @@
-"""The picture in README: what a request costs each server, as bars next to the first server's."""
+"""A picture of what a request costs, as bars: each operation, each server."""
 
 _WIDTH, _LABEL, _BAR, _GAP = 640, 110, 14, 26
 _COLORS = {"taskctl": "#2563eb", "Starlette": "#94a3b8", "Fastify": "#65a30d", "SQLModel": "#d97706"}

@@ -68,7 +68,6 @@ def serving(name: str, database_url: str) -> Iterator[tuple[int, int]]:
     environ: Mapping[str, str] = {
         **os.environ,
         "DATABASE_URL": database_url,
-        "BENCH_DATABASE": database_url,
         "BENCH_STATEMENTS": json.dumps({n: {"text": t.decode(), "names": p} for n, (t, p) in texts.items()}),
         "BETTER_AUTH_SECRET": SECRET,
         "TASKCTL_ENV": "test",

@@ -31,8 +31,8 @@ class _Completion(BaseModel):
 
 
 def create_app() -> FastAPI:
-    """The reference application, on the database that `BENCH_DATABASE` names."""
-    url = os.environ["BENCH_DATABASE"].replace("postgresql://", "postgresql+psycopg://", 1)
+    """The reference application, on the database that `DATABASE_URL` names."""
+    url = os.environ["DATABASE_URL"].replace("postgresql://", "postgresql+psycopg://", 1)
     engine = create_engine(url, pool_size=10)
 
     def open_session() -> Iterator[Session]:

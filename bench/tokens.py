@@ -15,11 +15,11 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
+from bench.servers import SECRET
 from taskctl.errors import Unauthenticated
 from taskctl.jwks import KeySet, read_keys
 from taskctl.tokens import Verifier
 
-SECRET = "a secret for the benchmark, long enough to sign with"  # noqa: S105 - signs nothing of value
 NAME = "https://issuer.example.com"
 MAKERS: dict[str, tuple[Any, Callable[[], Any]]] = {
     "EdDSA": (OKPAlgorithm, ed25519.Ed25519PrivateKey.generate),

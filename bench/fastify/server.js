@@ -6,7 +6,7 @@ import pg from "pg";
 
 const port = Number(process.argv[2]);
 const statements = JSON.parse(process.env.BENCH_STATEMENTS);
-const pool = new pg.Pool({ connectionString: process.env.BENCH_DATABASE, max: 10 });
+const pool = new pg.Pool({ connectionString: process.env.DATABASE_URL, max: 10 });
 
 async function fetch(name, parameters) {
   const { text, names } = statements[name];
