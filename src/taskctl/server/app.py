@@ -22,14 +22,12 @@ from taskctl.server.metrics import SAMPLING_SECONDS, Metrics, shared_directory
 from taskctl.server.middleware import Cors, Envelope, Hosts, Problems, refuse
 from taskctl.server.routes import me, pages, probes, tasks
 from taskctl.server.routes import metrics as metrics_route
-from taskctl.server.routing import Service, Shortcut
+from taskctl.server.routing import PROBLEM, Service, Shortcut
 from taskctl.server.tracing import Tracing
 from taskctl.setting import Metrics as MetricsAccess
 from taskctl.tokens import create_verifier
 
 log: Any = structlog.get_logger()
-
-_PROBLEM_TYPE = "application/problem+json"
 
 
 class Application(FastAPI):
@@ -59,7 +57,7 @@ class Application(FastAPI):
                 for operation in path.values():
                     for status, response in operation["responses"].items():
                         if int(status) >= 400:  # noqa: PLR2004 - HTTP's own border
-                            response["content"] = {_PROBLEM_TYPE: response["content"]["application/json"]}
+                            response["content"] = {PROBLEM: response["content"]["application/json"]}
         assert self.openapi_schema is not None  # noqa: S101 - super() has set it
         return self.openapi_schema
 

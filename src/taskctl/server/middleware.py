@@ -31,7 +31,7 @@ from taskctl.errors import (
     Unavailable,
 )
 from taskctl.server.metrics import Metrics
-from taskctl.server.routing import Exchange, challenge, client_address
+from taskctl.server.routing import PROBLEM, Exchange, challenge, client_address, path_as_sent
 from taskctl.server.tracing import Tracing
 
 log: Any = structlog.get_logger()
@@ -63,11 +63,8 @@ _RESPONSE_HEADERS = (
 )
 """What a page of another origin may send and read."""
 
-_PROBLEM_TYPE = "application/problem+json"
-
 _CLIENT_CLOSED_REQUEST = 499
 """What the log has for a client that went away; nothing was sent."""
-
 
 _ANY_HOST = frozenset({"/livez", "/readyz", "/metrics"})
 """Probes and Prometheus ask an address, not a name."""
@@ -243,9 +240,9 @@ def refuse(
     exchange = scope["taskctl.exchange"] = Exchange(_request_id(scope))
     first, second, third = _problem_parts(error)
     # JSON's strings, as the id holds nothing that needs to be escaped.
-    body = f'{first}{json.dumps(scope["path"])}{second}"{exchange.request_id}"{third}'.encode("ascii")
+    body = f'{first}{json.dumps(path_as_sent(scope))}{second}"{exchange.request_id}"{third}'.encode("ascii")
     headers = [
-        (b"content-type", _PROBLEM_TYPE.encode("ascii")),
+        (b"content-type", PROBLEM.encode("ascii")),
         (b"content-length", b"%d" % len(body)),
         (b"retry-after", b"%d" % error.retry_after),
         *_headers(scope, exchange),
@@ -271,7 +268,6 @@ _parts: dict[type[Unavailable], list[str]] = {}
 def problem_response(error: TaskctlError, scope: Scope) -> Response:
     """The answer that tells of an error."""
     exchange: Exchange = scope["taskctl.exchange"]
-    path = (scope.get("raw_path") or scope["path"].encode()).decode("ascii", "replace").partition("?")[0]
     headers = dict(error.headers)
     if isinstance(error, TokenMissing):
         headers["WWW-Authenticate"] = challenge()
@@ -279,9 +275,9 @@ def problem_response(error: TaskctlError, scope: Scope) -> Response:
         headers["WWW-Authenticate"] = challenge("invalid_token", error.title())
     elif isinstance(error, Unavailable):
         headers["Retry-After"] = str(error.retry_after)
-    problem = error.problem(instance=path, request_id=exchange.request_id)
+    problem = error.problem(instance=path_as_sent(scope), request_id=exchange.request_id)
     # ASCII, as a name that a client sent may hold what UTF-8 cannot.
-    return Response(json.dumps(problem), error.status, headers, _PROBLEM_TYPE)
+    return Response(json.dumps(problem), error.status, headers, PROBLEM)
 
 
 def _headers(scope: Scope, exchange: Exchange, policy: bytes = b"") -> list[tuple[bytes, bytes]]:

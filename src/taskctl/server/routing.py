@@ -51,6 +51,7 @@ from taskctl.tokens import Identity, Verifier, shorten, unverified
 log: Any = structlog.get_logger()
 
 JSON = "application/json"
+PROBLEM = "application/problem+json"
 MERGE_PATCH = "application/merge-patch+json"
 
 RETRY_AFTER = {
@@ -122,12 +123,6 @@ class Call(Request):
         """What `create_app` made."""
         service: Service = self.scope["app"].state.service
         return service
-
-    @property
-    def path_as_sent(self) -> str:
-        """The path, percent-encoded as the client sent it."""
-        raw: bytes = self.scope.get("raw_path") or self.scope["path"].encode("ascii", "replace")
-        return raw.decode("ascii", "replace").partition("?")[0]
 
     def header(self, name: str) -> str | None:
         """A header's value; several lines of it as one list (RFC 9110, section 5.3)."""
@@ -283,6 +278,12 @@ class Shortcut:
                     await route.app(scope, receive, send)
                     return
         await self._router(scope, receive, send)
+
+
+def path_as_sent(scope: Scope) -> str:
+    """A request's path, percent-encoded as the client sent it."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode("ascii", "replace")
+    return raw.decode("ascii", "replace").partition("?")[0]
 
 
 def challenge(error: str | None = None, description: str | None = None, scope: str | None = None) -> str:

@@ -15,7 +15,7 @@ from pydantic.json_schema import SkipJsonSchema
 from taskctl.errors import BadRequest, IdempotencyKeyReused, TaskNotFound, VersionConflict
 from taskctl.models import Completion, ListQuery, Problem, Task, TaskContent, TaskPage, TaskPatch
 from taskctl.server import queries
-from taskctl.server.routing import JSON, MERGE_PATCH, RETRY_AFTER, Call, TaskRoute
+from taskctl.server.routing import JSON, MERGE_PATCH, RETRY_AFTER, Call, TaskRoute, path_as_sent
 from taskctl.server.sessions import Row
 from taskctl.vocabulary import API_PREFIX, IDEMPOTENCY_KEY_MAX, TASK_ID_MAX, Order
 
@@ -134,7 +134,7 @@ async def list_tasks(call: Call, query: Annotated[ListQuery, Query()]) -> Respon
         text = _encode_cursor(next_id, query.order)
         cursor = f'"{text}"'.encode()
         sent = "".join(f"{name}={getattr(query, name)}&" for name in query.model_fields_set - {"cursor"})
-        headers["Link"] = f'<{call.path_as_sent}?{sent}cursor={text}>; rel="next"'
+        headers["Link"] = f'<{path_as_sent(call.scope)}?{sent}cursor={text}>; rel="next"'
     return _json(b'{"items":[%b],"next_cursor":%b}' % (items or b"", cursor), headers=headers)
 
 
@@ -188,7 +188,7 @@ async def create_task(
     replayed, same_content, task_id, version, task = row or ()
     if not same_content:
         raise IdempotencyKeyReused
-    headers = {"Location": f"{call.path_as_sent}/{task_id}"}
+    headers = {"Location": f"{path_as_sent(call.scope)}/{task_id}"}
     if replayed and idempotency_key is not None:
         headers["Idempotency-Replayed"] = "true"
     return _json(task, version, status=201, headers=headers)
