@@ -76,6 +76,11 @@ def inside(modules, *names):
         ("taskctl.strict_json", set(), set()),
         ("taskctl.setting", PYDANTIC | DOTENV, {"errors", "quantities"}),
         (
+            "taskctl.trust",
+            PYDANTIC | DOTENV,
+            {"errors", "quantities", "setting", "signing_secret", "vocabulary"},
+        ),
+        (
             "taskctl.config",
             PYDANTIC | DOTENV,
             {"errors", "vocabulary", "quantities", "setting", "signing_secret", "trust"},
