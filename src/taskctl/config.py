@@ -181,7 +181,12 @@ class ServerSettings(TrustSettings):
         description="Whether statements are prepared; `auto`: not where a pooler stands in front.",
     )
     pipeline: Switch = setting(
-        "TASKCTL_PIPELINE", True, expects="on or off", shown="on", description="Requests share connections."
+        "TASKCTL_PIPELINE",
+        True,
+        expects="on or off",
+        shown="on",
+        description="Requests share connections, in libpq's pipeline mode; never where a pooler stands in "
+        "front.",
     )
     max_body: Bytes = setting(
         "TASKCTL_MAX_BODY",
@@ -244,7 +249,11 @@ class ServerSettings(TrustSettings):
         description="The bearer token for `/metrics`, where `TASKCTL_METRICS` is `token`.",
     )
     traces: Annotated[Literal["off", "otlp"], read(lower)] = setting(
-        "TASKCTL_TRACES", "off", expects="off or otlp", description="`otlp` sends traces: the extra `otel`."
+        "TASKCTL_TRACES",
+        "off",
+        expects="off or otlp",
+        description="`otlp` sends traces by OTLP/HTTP, as OpenTelemetry's own variables say; needs the extra "
+        "`otel`.",
     )
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
