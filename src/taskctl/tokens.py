@@ -226,8 +226,8 @@ class Verifier:
                 return False
         doubt = Doubt.signature if isinstance(error, TokenSignatureInvalid) else Doubt.unknown
         subject = token.claims.get("sub")
-        familiar = isinstance(subject, str) and subject in self._subjects
-        return await self.key_set.look_again(token.algorithm, _key_id(token), doubt, familiar=familiar)
+        known = subject if isinstance(subject, str) and subject in self._subjects else None
+        return await self.key_set.look_again(token.algorithm, _key_id(token), doubt, known=known)
 
     def _checks(self) -> Iterator[tuple[str, Callable[[Token], object]]]:
         yield "algorithm", self._check_algorithm
