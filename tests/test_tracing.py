@@ -267,6 +267,7 @@ def test_a_collector_that_is_away_costs_nothing(traced: Callable[..., Server], u
     text = server.log.read_text()
     assert "Traceback" not in text
     assert {json.loads(line)["event"] for line in text.splitlines()} <= {
+        "auth_accepted",
         "database_connected",
         "listening",
         "ready",

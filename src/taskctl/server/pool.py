@@ -141,6 +141,8 @@ class Pool:
 
     async def _condemn(self, session: Session) -> None:
         """Replace every session of this one's generation; the first of several that ask does it."""
+        # By itself too: one that was still being opened when the pool was drained is of an older generation.
+        await session.close()
         if self._sessions.condemn(session):
             await self._pool.drain()
 
