@@ -122,6 +122,10 @@ def test_inspect_for_people(environ):
         ["mint", "--sub", "ada", "--expires", "soon"],
         ["mint", "--sub", "ada", "--claim", "nothing"],
         ["mint", "--sub", "ada", "--claim", "iss=1"],
+        ["mint", "--sub", "ada", "--claim", "exp=soon"],
+        ["mint", "--sub", "ada", "--claim", "scope=[]"],
+        ["mint", "--sub", "ada", "--claim", "note=" + "x" * 8192],
+        ["mint", "--sub", "ada", "--expires", "99999999999d"],
         ["mint", "--sub", "ada", "--alg", "EdDSA"],
         ["mint", "--sub", "ada", "--alg", "none"],
         ["mint", "--sub", "ada", "--key", "missing.pem"],
@@ -139,6 +143,21 @@ def test_wrong_usage_is_2(environ, words):
     assert "usage_invalid" in done.err
     assert "Traceback" not in done.err
     assert "a.b.c" not in done.err
+
+
+def test_input_without_end_is_not_read_to_it(environ):
+    """A stream that goes on and on is refused as too long for a token, while it goes on."""
+    command = [sys.executable, "-m", "taskctl", "token", "verify"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environ, cwd=environ["HOME"]
+    ) as verifying:
+        verifying.stdin.write(b"a" * (1 << 16))
+        verifying.stdin.flush()
+        try:
+            assert verifying.wait(timeout=30) == 4
+        finally:
+            verifying.kill()
+        assert b"token_malformed" in verifying.stderr.read()
 
 
 @pytest.mark.parametrize("algorithm", ["EdDSA", "PS256"])

@@ -236,7 +236,7 @@ def test_refusals_are_events(strict: Server, token: str | None, expected: dict[s
 
 
 def test_what_a_good_token_may_not_do_is_an_event(strict: Server) -> None:
-    """A refusal of a good token names its user, who is verified."""
+    """A refusal of a good token names its user, who is verified, and what it was signed with."""
     user = make_user(scope="tasks:read")
     for path, method, code in (
         ("/api/v1/somebody-else/tasks", "GET", "not_your_tasks"),
@@ -246,6 +246,7 @@ def test_what_a_good_token_may_not_do_is_an_event(strict: Server) -> None:
         assert httpx.request(method, strict.url + path, headers=headers).status_code == 403
         event = events(strict, f"forbidden-{code}")["auth_refused"]
         assert (event["code"], event["sub"]) == (code, user.id)
+        assert (event["kid"], event["alg"]) == (None, "HS256")
 
 
 def test_acceptances_and_limits_are_in_the_event_of_the_request(strict: Server) -> None:

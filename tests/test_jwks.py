@@ -759,6 +759,22 @@ async def test_flood_that_looks_like_the_issuer(issuer: Issuer) -> None:
         assert await watched.code(issuer.token("EdDSA", 2)) is None
 
 
+async def test_insider_spends_nobody_elses_fetch(issuer: Issuer) -> None:
+    """Forged tokens of one known user leave a fetch to each other one, up to 10 a minute over all."""
+    async with watching(issuer) as watched:
+        for name in "mallory", "bob", *map(str, range(9)):
+            assert await watched.code(issuer.token(sub=name)) is None
+        insider = [issuer.token("EdDSA", 99, kid=f"EdDSA-{n}", sub="mallory") for n in range(10, 99)]
+        assert {await watched.code(token) for token in insider} == {"token_key_unknown"}
+        assert issuer.hits == 1 + 6
+        issuer.publish("EdDSA", 1)
+        assert await watched.code(issuer.token("EdDSA", 1, sub="bob")) is None
+        assert issuer.hits == 1 + 6 + 1
+        insiders = [issuer.token("EdDSA", 99, kid=f"EdDSA-{n}", sub=str(n % 9)) for n in range(10, 99)]
+        assert {await watched.code(token) for token in insiders} == {"token_key_unknown"}
+        assert issuer.hits == 1 + 6 + 1 + 10
+
+
 async def test_unknown_key_is_remembered(issuer: Issuer) -> None:
     """A name that the issuer does not publish is asked for once, then not for half a minute."""
     async with watching(issuer) as watched:

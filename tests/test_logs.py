@@ -164,11 +164,12 @@ for level in ("debug", "info", "warning", "error"):
 
 
 def test_noise_is_silent():
-    """What the server says itself is not said again by uvicorn, Alembic or the pool, at any level."""
+    """What the server says itself is not said again by uvicorn, Alembic, httpx or the pool, at any level."""
     program = """
 logging.getLogger("uvicorn.access").info("GET /")
 logging.getLogger("uvicorn.error").info("Started server process")
 logging.getLogger("alembic.runtime.migration").info("Running upgrade")
+logging.getLogger("httpx").info("HTTP Request: GET https://app.example.com/api/auth/jwks?key=secret")
 logging.getLogger("psycopg.pool").warning("error connecting")
 logging.getLogger("psycopg.pool").error("gave up")
 """

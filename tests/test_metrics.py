@@ -178,6 +178,16 @@ async def test_authentication_outcomes(fresh: httpx.AsyncClient) -> None:
     assert counts.keys() <= {"accepted", *(error.code for error in catalogue())}
 
 
+async def test_refusals_of_good_tokens(fresh: httpx.AsyncClient) -> None:
+    """What a good token may not do counts by its code, too; the token itself was accepted."""
+    user = make_user(scope="tasks:read")
+    await fresh.get("/api/v1/somebody-else/tasks", headers=user.headers)
+    await fresh.post(TASKS, headers=user.headers, json={"title": "x"})
+    samples = await scrape(fresh)
+    for code, count in (("accepted", 2), ("not_your_tasks", 1), ("insufficient_scope", 1)):
+        assert total(samples, "taskctl_authentications_total", code=code) == count
+
+
 async def test_limiter_decisions(database_url: str) -> None:
     """What the limiter lets pass and refuses counts by limit."""
     variables = {"TASKCTL_RATE_LIMIT": "2/minute", "TASKCTL_RATE_LIMIT_ANONYMOUS": "1/minute"}

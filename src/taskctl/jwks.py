@@ -73,6 +73,7 @@ _RETRY_SECONDS = (0.5, 5.0, 30.0)
 _WINDOW_SECONDS = 60.0
 _SIGNATURE_FETCHES = 2
 _UNKNOWN_FETCHES = 4
+_FETCHES_MAX = 10
 """Fetches in a window that changed nothing, after which tokens cause no more. See `KeySet.look_again`."""
 
 _LENGTH_MORE = 2
@@ -246,8 +247,8 @@ class KeySet:
         """How many fetches were begun."""
         self._waiting = 0
         """How many requests wait for a fetch."""
-        self._fruitless: deque[float] = deque()
-        """When tokens caused fetches, since one last changed something."""
+        self._fruitless: deque[tuple[float, str | None]] = deque()
+        """When tokens caused fetches, since one last changed something; and whose, if a subject's own."""
         self._unknown: dict[tuple[str | None, Doubt], float] = {}
         """What need not be asked about, and until when."""
 
@@ -302,21 +303,20 @@ class KeySet:
         """Fetch, or wait for the fetch that is under way; `state` says how it went."""
         await asyncio.shield(self._begin())
 
-    async def look_again(self, algorithm: str, kid: str | None, doubt: Doubt, *, familiar: bool) -> bool:
+    async def look_again(self, algorithm: str, kid: str | None, doubt: Doubt, *, known: str | None) -> bool:
         """Fetch because of a token that the keys at hand do not verify; say whether they do not any more.
 
         Fetches that changed nothing are counted over a minute. A doubted signature causes none after 2, an
-        unknown key none after 4. One more is kept for a `kid` that looks like the issuer's, and another for
-        a `familiar` subject: a flood of forged tokens would have to guess both to keep a new key from
-        being found at once.
+        unknown key none after 4. One more is kept for a `kid` that looks like the issuer's, and one for each
+        `known` subject, up to 10 over all: to keep a new key from being found at once, a flood of forged
+        tokens would have to guess many names, and who knows but their own spends that one only.
         """
         before = self._view(algorithm, kid)
         begun = self._begun
         while True:
             if self._fetching is None:
-                if not self._may_fetch(kid, doubt, familiar=familiar):
+                if not self._claim_fetch(kid, doubt, known):
                     return False
-                self._fruitless.append(self._clock())
                 self._begin()
             # One that was begun before this token came may have missed its key.
             conclusive = self._begun > begun
@@ -341,17 +341,24 @@ class KeySet:
         """What of the keys at hand bears on a token."""
         return self.find(algorithm, kid), self.names(kid), bool(self.keys)
 
-    def _may_fetch(self, kid: str | None, doubt: Doubt, *, familiar: bool) -> bool:
+    def _claim_fetch(self, kid: str | None, doubt: Doubt, known: str | None) -> bool:
+        """Whether a token may cause a fetch now; it is counted then."""
         now = self._clock()
-        while self._fruitless and self._fruitless[0] <= now - _WINDOW_SECONDS:
+        while self._fruitless and self._fruitless[0][0] <= now - _WINDOW_SECONDS:
             self._fruitless.popleft()
         useless = len(kid or "") > _KID_MAX or self._unknown.get((kid, doubt), 0.0) > now
         if useless and self.keys:
             return False
-        allowed = _SIGNATURE_FETCHES
-        if doubt is Doubt.unknown:
-            allowed = _UNKNOWN_FETCHES + self._looks_familiar(kid) + familiar
-        return len(self._fruitless) < allowed
+        owners = [owner for _, owner in self._fruitless]
+        if doubt is Doubt.signature:
+            allowed, own = len(owners) < _SIGNATURE_FETCHES, None
+        elif owners.count(None) < _UNKNOWN_FETCHES + self._looks_familiar(kid):
+            allowed, own = True, None
+        else:
+            allowed, own = known not in (None, *owners) and len(owners) < _FETCHES_MAX, known
+        if allowed:
+            self._fruitless.append((now, own))
+        return allowed
 
     def _looks_familiar(self, kid: str | None) -> bool:
         """Whether a name is about as long as the issuer's others, and of the same kinds of characters."""

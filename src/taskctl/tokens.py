@@ -226,8 +226,8 @@ class Verifier:
                 return False
         doubt = Doubt.signature if isinstance(error, TokenSignatureInvalid) else Doubt.unknown
         subject = token.claims.get("sub")
-        familiar = isinstance(subject, str) and subject in self._subjects
-        return await self.key_set.look_again(token.algorithm, _key_id(token), doubt, familiar=familiar)
+        known = subject if isinstance(subject, str) and subject in self._subjects else None
+        return await self.key_set.look_again(token.algorithm, _key_id(token), doubt, known=known)
 
     def _checks(self) -> Iterator[tuple[str, Callable[[Token], object]]]:
         yield "algorithm", self._check_algorithm
@@ -389,7 +389,7 @@ def mint(
 
     Raises:
         SettingsInvalid: the secret cannot sign.
-        UsageInvalid: a claim is of a type that it must not have.
+        UsageInvalid: a claim is of a type that it must not have, or they are too long.
     """
     now = int(clock())
     payload: dict[str, Any] = {"sub": subject, "iat": now, "exp": now + int(lifetime)}
@@ -409,9 +409,17 @@ def mint(
 
 def _encode(payload: dict[str, Any], key: Any, algorithm: str, header: dict[str, Any] | None = None) -> str:
     try:
-        return jwt.encode(payload, key, algorithm=algorithm, headers=header)
+        token = jwt.encode(payload, key, algorithm=algorithm, headers=header)
     except TypeError as error:
         raise UsageInvalid(f"The claims make no token: {error}") from error
+    try:
+        claims = take_apart(token).claims
+        for name in ("exp", "nbf", "iat"):
+            _time(claims, name)
+        _scopes(claims)
+    except TokenMalformed as error:
+        raise UsageInvalid(f"The claims make a token that no server takes: {error.detail}") from error
+    return token
 
 
 def valid_subject(subject: object) -> bool:

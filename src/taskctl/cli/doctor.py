@@ -66,7 +66,8 @@ _ADVICE: Mapping[str, str] = {
     "clock_wrong": "Set this machine's clock, or the server's.",
     "not_logged_in": "Log in with `taskctl login`.",
     "token_malformed": (
-        "Log in with --auth-url: what an auth server hands out at a login is not yet a token for the API."
+        "Log in with --auth-url: what an auth server hands out at a login is not yet a token for the API. If "
+        "it is a claim, mend what makes the token."
     ),
     "token_algorithm_not_allowed": (
         "Tokens that Better Auth issues need BETTER_AUTH_URL at the server, those signed with a secret "
@@ -74,7 +75,10 @@ _ADVICE: Mapping[str, str] = {
     ),
     "token_key_unknown": "Log in at the auth server that BETTER_AUTH_URL names at the server.",
     "auth_keys_unavailable": "Ask who runs the server: it cannot get the keys that BETTER_AUTH_URL leads to.",
-    "token_signature_invalid": "Get a new token, signed with what the server has in BETTER_AUTH_SECRET.",
+    "token_signature_invalid": (
+        "Get a new token, signed with what the server has in BETTER_AUTH_SECRET, or with a key that the "
+        "issuer publishes."
+    ),
     "token_claim_missing": "Get a token that has the claim which is missing.",
     "token_expired": "Log in again; through --auth-url tokens are renewed by themselves.",
     "token_not_yet_valid": "Set the clock of whatever signed the token.",

@@ -152,13 +152,14 @@ def _examine(context: typer.Context) -> "Report":
     import asyncio
 
     from taskctl.config import ServerSettings
+    from taskctl.jws import MAX_TOKEN_BYTES
     from taskctl.tokens import create_verifier
 
     settings = ServerSettings.load()
     settings.check_trust()
     if sys.stdin.isatty():
         output.note("Paste the token, then press Enter and Ctrl-D.")
-    token = sys.stdin.read().strip()
+    token = sys.stdin.buffer.read(2 * MAX_TOKEN_BYTES).decode("utf-8", "replace").strip()
     if not token:
         raise UsageInvalid("There is no token on stdin.")
     verifier = create_verifier(settings.with_kept_secret())

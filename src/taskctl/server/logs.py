@@ -60,6 +60,7 @@ def configure(settings: ServerSettings) -> None:
             # What these tell of an ordinary day is said by this service's own events, once.
             "loggers": {
                 "alembic": {"level": "WARNING"},
+                "httpx": {"level": "WARNING"},
                 "opentelemetry.exporter.otlp.proto.http.trace_exporter": {"level": "CRITICAL"},
                 "opentelemetry.sdk._shared_internal": {"level": "CRITICAL"},
                 "psycopg.pool": {"level": "ERROR"},

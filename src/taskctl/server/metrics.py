@@ -82,7 +82,8 @@ class Metrics:
         )
         self._authentications = Counter(
             "taskctl_authentications",
-            "Tokens that were looked at, by outcome: `accepted`, or the code of the refusal.",
+            "Tokens that were looked at, by outcome: `accepted`, or the code of the refusal. One that may "
+            "not do what it is sent for is in both.",
             ("code",),
             registry=registry,
         )

@@ -198,7 +198,9 @@ class TaskRoute(PublicRoute):
         try:
             self._authorize(identity, path.get("user_id", "me"))
         except Forbidden as error:
-            _log_refusal(call, error, sub=identity.user_id)
+            if call.service.metrics is not None:
+                call.service.metrics.authenticated(error.code)
+            _log_refusal(call, error, sub=identity.user_id, kid=identity.key_id, alg=identity.algorithm)
             raise
         content = await self._read(call) if self._body else b""
         arguments: dict[str, Any] = {}
