@@ -15,7 +15,6 @@ from conftest import SECRET, User, client_of, make_settings, make_user
 from taskctl.server.app import create_app
 
 TASKS = "/api/v1/me/tasks"
-TASK = f"{TASKS}/1"
 NOW = int(time.time())
 GOOD = {"sub": "somebody", "exp": NOW + 3600}
 
