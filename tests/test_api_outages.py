@@ -98,6 +98,19 @@ async def test_database_that_was_not_migrated_is_not_ready(empty_database: str, 
         assert (await client.post(TASKS, json={"title": "x"})).status_code == 201
 
 
+async def test_schema_that_is_behind_is_no_server_error(empty_database: str, user: User) -> None:
+    """What an older schema cannot carry is 503, before it was ever upgraded and after it was taken back."""
+    settings = make_settings(empty_database)
+    await asyncio.to_thread(migrations.upgrade, settings, "0001")
+    async with running(empty_database, user) as client:
+        assert_problem(await client.post(TASKS, json={"title": "x"}), 503, "database_unavailable")
+        await asyncio.to_thread(migrations.upgrade, settings)
+        assert (await client.post(TASKS, json={"title": "x"})).status_code == 201
+        await asyncio.to_thread(migrations.downgrade, settings, "0001")
+        assert_problem(await client.post(TASKS, json={"title": "x"}), 503, "database_unavailable")
+        assert (await client.get(TASK)).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("revision", "ready"), [("0000", False), ("0001", False), ("9999", True), ("other", False)]
 )

@@ -16,6 +16,7 @@ import pytest
 
 from conftest import make_user, stop, until, wait_until_ready
 from load import TASKS, variables
+from taskctl.server.connections import Admission
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads memory in /proc")
 
@@ -124,6 +125,33 @@ async def test_four_times_the_capacity(launch, database_url, capsys):
     if SECONDS >= 60:
         with capsys.disabled():
             report(idle, capacity, seen, before, most)
+
+
+def test_bursts_pass_and_queues_that_stand_are_cut():
+    """Slow answers lower the limit when they go on, to five a connection at least, and are forgotten."""
+    now = 100.0
+    admission = Admission(10, clock=lambda: now)
+
+    def most():
+        return next(number for number in range(1000) if not admission.admits(number))
+
+    assert most() == 210
+    for _ in range(5):
+        # A burst, whose last answers are slow on a slow machine, and a pause.
+        for _ in range(200):
+            admission.ended(0.9)
+        now += 1.1
+    assert most() == 210
+    for _ in range(20):
+        now += 0.1
+        for _ in range(20):
+            admission.ended(0.2)
+    assert most() == 50
+    now += 0.5
+    admission.ended(0.1)
+    assert most() == 51
+    now += 0.6
+    assert most() == 210
 
 
 def report(idle, capacity, seen, before, most):

@@ -1,6 +1,7 @@
 """uvicorn's HTTP connections, bounded in number of requests, size of a head and time to arrive."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -24,34 +25,48 @@ _CLOSE = (b"connection", b"close")
 _TARGET_SECONDS = 0.15
 """What a request may take, once it has arrived, before fewer are taken in hand."""
 
+_PASSING_SECONDS = 1.0
+"""How long answers may be slow for the sake of a burst, and how long quick until an overload is forgotten."""
+
 
 class Admission:
     """Decides whether a process takes one more request in hand.
 
-    While answers are quick a burst may queue up. Where they are slow, a queue only makes everybody wait, and
-    in it what is too late crowds out the rest: the limit falls with each slow answer, though not below what
-    keeps the database busy, and rises with each quick one.
+    A burst may queue up, and its answers are slow while it passes. Where they stay slow, a queue only makes
+    everybody wait, and in it what is too late crowds out the rest: then the limit falls with each slow
+    answer, though not below what keeps the database busy, and rises with each quick one.
 
     Args:
         connections: how many requests the database takes at once.
+        clock: seconds from any moment on.
     """
 
-    def __init__(self, connections: int) -> None:
+    def __init__(self, connections: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._least, self._most = connections * 5, connections * (1 + WAITING_PER_SESSION)
         self._limit = float(self._most)
+        self._clock = clock
+        self._slow_since = self._slow_at = -math.inf
         self.arriving = 0
         """Requests that were begun and whose body is not whole: they cost no work yet."""
 
     def admits(self, in_hand: int) -> bool:
         """Whether another request may be begun beside those that are in hand."""
-        return in_hand < self._limit
+        return in_hand < (self._most if self._is_calm(self._clock()) else self._limit)
 
     def ended(self, seconds: float) -> None:
         """Note how long a request took."""
-        if seconds > _TARGET_SECONDS:
-            self._limit = max(self._least, self._limit * 0.98)
-        else:
+        now = self._clock()
+        if self._is_calm(now):
+            self._slow_since, self._limit = now, float(self._most)
+        if seconds <= _TARGET_SECONDS:
             self._limit = min(self._most, self._limit + 0.2)
+            return
+        self._slow_at = now
+        if now - self._slow_since > _PASSING_SECONDS:
+            self._limit = max(self._least, self._limit * 0.98)
+
+    def _is_calm(self, now: float) -> bool:
+        return now - self._slow_at > _PASSING_SECONDS
 
 
 _GATHERED_MAX = 64 * 1024

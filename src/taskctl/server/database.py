@@ -67,7 +67,7 @@ class Database:
                 repeated has done then is unknown.
             Overloaded: every session stayed busy for as long as a request may wait.
             StatementTimeout: PostgreSQL gave up on the statement.
-            SchemaMissing: a table or column that the statement names is not there.
+            SchemaMissing: a table, column or index that the statement needs is not there.
             StatementFailed: anything else, which is a defect.
         """
         patience = self._patience()

@@ -179,7 +179,8 @@ class Sessions:
         match error:
             case postgres.QueryCanceled():
                 failure = StatementTimeout()
-            case postgres.UndefinedTable() | postgres.UndefinedColumn():
+            # The last is a unique index that ON CONFLICT needs.
+            case postgres.UndefinedTable() | postgres.UndefinedColumn() | postgres.InvalidColumnReference():
                 failure = SchemaMissing()
             case postgres.ReadOnlySqlTransaction():
                 failure = WritesRefused("The database takes no writes right now.")
