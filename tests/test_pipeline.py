@@ -150,6 +150,27 @@ async def test_schema_change_under_a_prepared_statement(empty_database: str) -> 
             assert await database.fetch(whole, {}) == (1,)
 
 
+async def test_preparing_that_fails_is_no_pooler(empty_database: str) -> None:
+    """Reads that wait for a statement whose preparing ran out of time do not end preparing for good."""
+    read = Statement("read", "SELECT a FROM t WHERE a = %(a)s::bigint", reads_only=True)
+    prepared = Statement("prepared", "SELECT count(*) FROM pg_prepared_statements", reads_only=True)
+    variables = {"TASKCTL_POOL_SIZE": "1", "TASKCTL_STATEMENT_TIMEOUT": "0.2", "TASKCTL_POOL_TIMEOUT": "30"}
+    async with await psycopg.AsyncConnection.connect(empty_database) as other:
+        await other.execute("CREATE TABLE t AS SELECT 1 AS a")
+        await other.commit()
+        async with connected(empty_database, **variables) as database:
+            await other.execute("LOCK TABLE t")
+            reads = [database.fetch(read, {"a": 1}) for _ in range(4)]
+            answers = await asyncio.gather(*reads, return_exceptions=True)
+            assert {type(answer) for answer in answers} == {StatementTimeout}
+            await other.rollback()
+            for _ in range(2):
+                assert await database.fetch(read, {"a": 1}) == (1,)
+            row = await database.fetch(prepared, {})
+            assert row is not None
+            assert row[0] >= 2
+
+
 async def test_closing_ends_what_waits(database_url: str) -> None:
     """Closing answers everybody, and nothing can be asked afterwards."""
     async with connected(database_url, TASKCTL_POOL_SIZE="1") as database, locked(database_url, 4) as holder:

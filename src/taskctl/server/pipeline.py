@@ -23,7 +23,7 @@ from typing import Any
 
 import psycopg
 from psycopg import pq
-from psycopg.errors import error_from_result
+from psycopg.errors import InvalidSqlStatementName, error_from_result
 from psycopg.pq.abc import PGresult
 
 from taskctl.config import ServerSettings
@@ -73,6 +73,7 @@ class _Request:
         "row",
         "sent_at",
         "statement",
+        "unprepared",
         "values",
     )
 
@@ -86,6 +87,8 @@ class _Request:
         self.row: Row | None = None
         self.error: psycopg.Error | None = None
         self.prepares = False
+        self.unprepared: psycopg.Error | None = None
+        """What became of the request before it that was to prepare the statement for both."""
         self.sent_at = 0.0
 
     def fail(self, error: Exception) -> None:
@@ -326,6 +329,11 @@ class Pipeline:
         if request.prepares:
             # Perhaps it is preparing that failed: the next one tries again.
             line.prepared.pop(request.statement.sql, None)
+            for other in line.in_flight:
+                if other.statement.sql == request.statement.sql:
+                    other.unprepared = error
+        elif request.unprepared is not None and isinstance(error, InvalidSqlStatementName):
+            error = request.unprepared
         failure = self._sessions.failure(request.statement, error)
         if self._sessions.is_of_no_more_use(failure):
             self._condemn(line)
