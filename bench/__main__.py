@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bench.contention import contention
 from bench.floor import floor
 from bench.growth import growth
 from bench.load import OPERATIONS, SEED, USERS, Cost, load
@@ -103,6 +104,14 @@ def _measure(options: argparse.Namespace, place: Path) -> dict[str, Any]:
             | {name: version(name) for name in ("taskctl", "fastapi", "uvicorn", "uvloop", "psycopg")},
             "requests": requests,
             "floor": floor(cluster, postmaster, place, options.seconds),
+            "contention": contention(
+                servers["taskctl"],
+                postmaster,
+                place,
+                writers=[8] if options.quick else [1, 8, 64],
+                users=users,
+                seconds=options.seconds,
+            ),
             "growth": growth(
                 cluster.url,
                 servers["taskctl"],
@@ -134,6 +143,9 @@ def _print(figures: dict[str, Any]) -> None:
     print("\nPostgreSQL alone, µs of its CPU: this statement, a minimal one, ratio")
     for operation, cost in figures["floor"].items():
         print(f"{operation:26}{cost['ours']:8.0f}{cost['minimal']:8.0f}{cost['ours'] / cost['minimal']:8.2f}")
+    print("\nCreates, taskctl: requests/s, p50 ms")
+    for name, (per_second, p50) in figures["contention"].items():
+        print(f"{name:26}{per_second:8.0f}{p50:8.2f}")
     for title, values in (
         ("A page of 50, µs of the CPU of server and PostgreSQL, against the first", figures["growth"]),
         ("Memory of an idle process, MiB, against taskctl", figures["idle_mebibytes"]),
