@@ -25,6 +25,9 @@ _CLOSE = (b"connection", b"close")
 _TARGET_SECONDS = 0.15
 """What a request may take, once it has arrived, before fewer are taken in hand."""
 
+_REFUSED_SECONDS = 0.1
+"""How long nothing more is read from who was refused: who asks again at once would only be refused again."""
+
 _PASSING_SECONDS = 1.0
 """How long answers may be slow for the sake of a burst, and how long quick until an overload is forgotten."""
 
@@ -232,6 +235,13 @@ class Connection(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
+        if not self.transport.is_closing():
+            self.flow.pause_reading()
+            self.loop.call_later(_REFUSED_SECONDS, self._read_on)
+
+    def _read_on(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
         """Note how long it took, and go on with the next."""
