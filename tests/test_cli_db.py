@@ -109,9 +109,12 @@ def test_each_state_has_its_exit_code(environ):
 
     check()
     assert run("db", "current", "--json", environ=environ) == (0, ['{"revision":null}'])
+    assert run("db", "current", environ=environ) == (0, ["empty"])
     assert run("db", "upgrade", "0001", environ=environ) == (0, STEPS[:1])
     check()
+    assert run("db", "current", "--json", environ=environ) == (0, ['{"revision":"0001"}'])
     assert run("migrate", environ=environ) == (0, STEPS[1:])
+    assert run("db", "upgrade", environ=environ) == (0, [])
     check()
     for revision in ("0099", "zzzz"):
         at(environ, revision)
@@ -123,39 +126,50 @@ def test_each_state_has_its_exit_code(environ):
         (3, "ahead", "0099"),
         (3, "unknown", "zzzz"),
     ]
+    code, [said] = run("db", "check", environ=environ)
+    assert (code, "zzzz" in said) == (3, True)
     done = taskctl("db", "upgrade", environ=environ)
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith("taskctl: The database is at zzzz")
     assert done.err.endswith(" (migration_failed)\n")
 
 
-def test_an_unreachable_database_is_8(tmp_path):
+@pytest.mark.parametrize("command", ["upgrade", "current", "check", "downgrade"])
+def test_an_unreachable_database_is_8(tmp_path, command):
     """One line says so; as JSON it is one object; the password is in neither, nor in a traceback."""
     environ = bare_environ(tmp_path, TASKCTL_ENV="prod", DATABASE_URL=NOWHERE)
-    plain = taskctl("db", "upgrade", environ=environ)
-    assert (plain.err.count("\n"), "Connection refused" in plain.err) == (1, True)
-    check = taskctl("db", "check", "--json", environ=environ)
-    assert json.loads(check.err)["code"] == "database_unavailable"
-    downgrade = taskctl("--debug", "db", "downgrade", "base", environ=environ)
-    assert "Traceback" in downgrade.err
-    for done in (plain, check, downgrade):
-        assert (done.code, done.out, PASSWORD in done.err) == (8, "", False)
+    words = ["db", command, *(["base"] if command == "downgrade" else [])]
+    if command in {"current", "check"}:
+        done = taskctl(*words, "--json", environ=environ)
+        assert json.loads(done.err)["code"] == "database_unavailable"
+    else:
+        done = taskctl(*words, environ=environ)
+        assert done.err.count("\n") == 1
+    assert (done.code, done.out, "Connection refused" in done.err) == (8, "", True)
+    debugged = taskctl("--debug", *words, environ=environ)
+    assert "Traceback" in debugged.err
+    assert PASSWORD not in done.err + debugged.err
 
 
-@pytest.mark.parametrize("words", [["upgrade", "nope"], ["downgrade"], ["check", "--wait", "x"]])
+@pytest.mark.parametrize(
+    "words",
+    [["upgrade", "nope"], ["upgrade", " "], ["downgrade"], ["downgrade", "nope"], ["check", "--wait", "x"]],
+)
 def test_wrong_usage_is_2(environ, words):
-    """What is no revision or no number is wrong usage."""
-    done = taskctl("--debug", "db", *words, environ=environ)
+    """What is no revision or no number is wrong usage, and nothing is done."""
+    done = taskctl("db", *words, environ=environ)
     assert (done.code, done.out) == (2, "")
-    assert "(usage_invalid)" in done.err
+    assert done.err.splitlines()[0].endswith(" (usage_invalid)")
     assert PASSWORD not in done.err
+    assert run("db", "current", environ=environ) == (0, ["empty"])
 
 
 def test_production_names_its_database(tmp_path):
     """In production no command falls back on an embedded database."""
     environ = bare_environ(tmp_path, TASKCTL_ENV="prod")
-    done = taskctl("db", "check", environ=environ)
-    assert (done.code, done.err.startswith("taskctl: DATABASE_URL is not set")) == (2, True)
+    for words in (["check"], ["url"]):
+        done = taskctl("db", *words, environ=environ)
+        assert (done.code, done.err.startswith("taskctl: DATABASE_URL is not set")) == (2, True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -184,8 +198,11 @@ def test_downgrade_asks_in_a_terminal_only(environ):
     said_no = done.code
     done = taskctl_in_terminal("db", "downgrade", "0001", environ=environ, typed="y\n")
     assert (done.code, STEPS[1] in done.out) == (0, True)
-    assert run("db", "downgrade", "base", environ=environ) == (0, STEPS[:1])
+    done = taskctl_in_terminal("db", "downgrade", "base", "--yes", environ=environ)
+    assert (done.code, done.out) == (0, STEPS[0] + "\n")
     assert taskctl_in_terminal("db", "downgrade", "base", "-y", environ=environ).out == "Nothing to do.\n"
+    upgrade(make_settings(environ["DATABASE_URL"]))
+    assert run("db", "downgrade", "base", environ=environ) == (0, STEPS[::-1])
     assert said_no == 1
 
 
@@ -219,6 +236,7 @@ def test_a_new_revision(environ, tmp_path):
     environ = {name: text for name, text in environ.items() if not name.startswith("COVERAGE")}
     environ["PYTHONPATH"] = os.fspath(tmp_path / "src")
     words = ["db", "revision", "--autogenerate", "-m", "Add due dates"]
+    assert taskctl(*words, environ=environ).code == 2
     upgrade(make_settings(environ["DATABASE_URL"]))
     done = taskctl(*words, environ=environ)
     written = done.out.rstrip("\n")
@@ -230,7 +248,11 @@ def test_a_new_revision(environ, tmp_path):
 
 
 def test_the_password_stays_secret(environ):
-    """No command but `db url`, which exists to print it, shows the database's password."""
+    """No command but `url`, which exists to print it, shows the database's password, in whatever form."""
     assert taskctl("db", "url", environ=environ).out == environ["DATABASE_URL"] + "\n"
-    assert run("config", "show", environ=environ)[0] == 0
-    assert run("config", "show", "--json", environ=environ)[0] == 0
+    for words in (["upgrade"], ["current", "--json"], ["check"], ["upgrade", "nope"], ["downgrade", "base"]):
+        done = taskctl("--debug", "db", *words, environ=environ)
+        assert PASSWORD not in done.out + done.err
+    for words in (["show"], ["show", "--json"]):
+        done = taskctl("config", *words, environ=environ)
+        assert (done.code, PASSWORD in done.out + done.err) == (0, False)

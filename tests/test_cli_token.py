@@ -84,6 +84,7 @@ def test_verify_refuses_as_the_server_does(environ, server, token, code):
     assert done.err.endswith(f" ({code})\n")
     assert httpx.get(server.url + TASKS, headers={"Authorization": f"Bearer {token}"}).json()["code"] == code
     assert token not in done.err
+    assert inspected(token, environ=environ)["code"] == code
 
 
 def test_the_wrong_secret(environ):
@@ -117,8 +118,13 @@ def test_inspect_for_people(environ):
     [
         ["verify", "a.b.c"],
         ["inspect", "a.b.c"],
+        ["verify"],
         ["inspect", "--json"],
         ["mint"],
+        ["mint", "--sub", ""],
+        ["mint", "--sub", "a\nb"],
+        ["mint", "--sub", "ada", "--claim", "sub=bob"],
+        ["mint", "--sub", "ada", "--scope", "tasks:everything"],
         ["mint", "--sub", "ada", "--expires", "soon"],
         ["mint", "--sub", "ada", "--claim", "nothing"],
         ["mint", "--sub", "ada", "--claim", "iss=1"],

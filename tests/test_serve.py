@@ -110,13 +110,14 @@ def test_other_signals_stop_it_too(home, launch, number, code):
     assert "Exception" not in log
 
 
-def test_stopped_before_it_is_ready(fresh_home, launch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_before_it_is_ready(fresh_home, launch, number):
     """A signal while PostgreSQL is still being set up ends it, with nothing left running."""
     server = launch(HOME=str(fresh_home))
     folder = fresh_home / ".local" / "share" / "taskctl"
     until(lambda: list(folder.glob("postgres.new-*")))
-    server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(timeout=30) == 130
+    server.process.send_signal(number)
+    assert server.process.wait(timeout=30) == 128 + number
     assert not embedded_in(fresh_home).is_running()
     assert "Traceback" not in server.log.read_text()
     assert server.out.read_text() == ""

@@ -73,6 +73,11 @@ def test_only_development_saves_anything(server):
             "BETTER_AUTH_SECRET",
             "publicly known",
         ),
+        (
+            {"DATABASE_URL": NOWHERE, "BETTER_AUTH_SECRET": GOOD, "BETTER_AUTH_SECRET_PREVIOUS": "changeme"},
+            "BETTER_AUTH_SECRET_PREVIOUS",
+            "publicly known",
+        ),
     ],
 )
 def test_production_refuses_what_is_missing_or_weak(tmp_path, given, names, says):
@@ -81,7 +86,7 @@ def test_production_refuses_what_is_missing_or_weak(tmp_path, given, names, says
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert done.err.startswith(f"taskctl: {names} ")
     assert says in done.err
-    for secret in ("hunter2", "s" * 31, "Better-Auth-Secret"):
+    for secret in ("hunter2", "s" * 31, "Better-Auth-Secret", "changeme"):
         assert secret not in done.err
 
 
@@ -122,6 +127,7 @@ def test_values_that_turn_out_to_be_wrong_are_2(tmp_path, name, value):
 def test_the_env_file_counts_less_than_the_environment(tmp_path):
     """`.env` in the working directory is read, and the environment wins over it."""
     (tmp_path / ".env").write_text("TASKCTL_ENV=prod\nTASKCTL_PORT=http\n")
+    assert "TASKCTL_PORT" in taskctl("serve", environ=bare_environ(tmp_path)).err
     done = taskctl("serve", environ=bare_environ(tmp_path, TASKCTL_PORT="0"))
     assert (done.code, "DATABASE_URL is not set" in done.err) == (2, True)
 
@@ -206,10 +212,11 @@ def test_migrate_refuses_a_schema_it_does_not_know(launch, empty_database):
     assert "Traceback" not in log
 
 
-def test_started_before_its_database(listening, fresh_home, user):
+@pytest.mark.parametrize("arguments", [[], ["--migrate"]])
+def test_started_before_its_database(listening, fresh_home, user, arguments):
     """A server without a database yet listens, waits without noise, and serves once it is there."""
     embedded = embedded_in(fresh_home)
-    server = listening("--migrate", **variables(embedded.url))
+    server = listening(*arguments, **variables(embedded.url))
     refusal = until(
         lambda: (got := httpx.get(f"{server.url}/readyz", timeout=10)).json().get("checks") and got
     )
@@ -217,11 +224,14 @@ def test_started_before_its_database(listening, fresh_home, user):
     assert httpx.get(f"{server.url}/health", timeout=10).json()["database"]["reachable"] is False
     assert httpx.get(f"{server.url}/livez").status_code == 200
     with embedded:
+        if not arguments:
+            upgrade(make_settings(embedded.url))
         wait_until_ready(server)
         assert httpx.get(server.url + TASKS, headers=user.headers).status_code == 200
         assert stop(server) == 0
     log = server.log.read_text()
-    assert log.count("waiting_for_database") == 1
+    assert log.count("waiting_for_database") == len(arguments)
+    assert log.count("not_ready ") <= 3
     assert "Traceback" not in log
 
 
