@@ -133,7 +133,7 @@ Tags = Annotated[
     ],
     Field(
         max_length=TAGS_MAX,
-        description=f"Each at most {TAG_MAX} characters, no white space or comma; lower case, once, in order.",
+        description=f"Each at most {TAG_MAX} characters, no white space or comma; lower case, once, sorted.",
         examples=[["home", "urgent"]],
     ),
     AfterValidator(lambda tags: sorted(set(tags))),

@@ -37,8 +37,13 @@ class Statement:
         return self.reads_only or (self.repeatable and parameters.get("versions") is None)
 
 
+def _text(moment: str) -> str:
+    """A moment as the wire has it."""
+    return f"""to_char({moment} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+
+
 def _moment(column: str) -> str:
-    return f"""to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS {column}"""
+    return f"{_text(column)} AS {column}"
 
 
 _JSON = f"""(
@@ -46,10 +51,10 @@ _JSON = f"""(
         SELECT id, user_id, title, description,
                CASE WHEN due_at IS NULL THEN NULL
                     WHEN due_all_day THEN to_char(due_at AT TIME ZONE 'UTC', 'YYYY-MM-DD')
-                    ELSE to_char(due_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') END AS due_at,
+                    ELSE {_text("due_at")} END AS due_at,
                (ARRAY['{"','".join(Priority)}'])[priority + 1] AS priority, tags, project, recurrence,
-               time_zone, extra::json AS extra, completed, {_moment("completed_at")}, next_id, {_moment("deleted_at")},
-               version, {_moment("created_at")}, {_moment("updated_at")}
+               time_zone, extra::json AS extra, completed, {_moment("completed_at")}, next_id,
+               {_moment("deleted_at")}, version, {_moment("created_at")}, {_moment("updated_at")}
     ) AS wire
 )"""
 """One task exactly as `models.Task` serialises it; reads the columns of the row that surrounds it."""
@@ -144,6 +149,7 @@ def _change(
     written: Mapping[str, str],
     kind: str,
     *,
+    also: str = "",
     live: str = "deleted_at IS NULL",
     repeatable: bool = True,
 ) -> tuple[Statement, Statement]:
@@ -159,6 +165,7 @@ def _change(
         name: the statement's.
         written: columns, and the expressions over the row that they are set to.
         kind: an expression, the change's type.
+        also: more assignments, for columns that are no part of the task.
         live: which rows are there to be changed.
         repeatable: as in `Statement`.
     """
@@ -184,7 +191,7 @@ def _change(
         WHERE user_id = %(user_id)s AND EXISTS (SELECT FROM task WHERE {condition})
         RETURNING last_task_id, last_change
     ), changed AS (
-        UPDATE task SET {assignments}, {next_id} version = version + 1, updated_at = now()
+        UPDATE task SET {assignments}, {also} {next_id} version = version + 1, updated_at = now()
         FROM counted WHERE {condition}
         RETURNING {_COLUMNS}, {"last_change - %(follows)s::int" if recurring else "last_change"} AS number
     ), told AS (
@@ -198,7 +205,8 @@ def _change(
     )
     SELECT true, version, body::text, NULL FROM told
     UNION ALL
-    SELECT CASE WHEN NOT {_MATCHED} THEN false WHEN NOT {differs} THEN true END, version, {_JSON}::text, now()
+    SELECT CASE WHEN NOT {_MATCHED} THEN false WHEN NOT {differs} THEN true END, version,
+           {_JSON}::text, {_text("now()")}
     FROM unchanged
     """
 
@@ -207,6 +215,8 @@ def _change(
         Statement(f"{name}_recurring", statement(recurring=True)),
     )
 
+
+_SENT = "string_to_array(%(sent)s::text, ' ')"
 
 _FOLLOWS = "%(follows)s::int = 1"
 
@@ -226,7 +236,7 @@ _SUCCESSOR = f"""successor AS (
 CHANGE_TASK, CHANGE_RECURRING = _change(
     "change_task",
     {
-        column: f"CASE WHEN '{column}' = ANY(string_to_array(%(sent)s::text, ' ')) THEN {value} ELSE {column} END"
+        column: f"CASE WHEN '{column}' = ANY({_SENT}) THEN {value} ELSE {column} END"
         for column, value in _CONTENT.items()
     },
     "'changed'",
@@ -240,8 +250,14 @@ COMPLETE_TASK, COMPLETE_RECURRING = _change(
 )
 """-> matched, version, JSON, the time where nothing was changed."""
 
-DELETE_TASK, _ = _change("delete_task", {"deleted_at": "now()"}, "'deleted'", repeatable=False)
-"""Puts a task into the trash. -> matched, version, JSON."""
+DELETE_TASK, _ = _change(
+    "delete_task",
+    {"deleted_at": "now()"},
+    "'deleted'",
+    also="idempotency_key = NULL, idempotency_digest = NULL,",
+    repeatable=False,
+)
+"""Puts a task into the trash, whose key is then free for another. -> matched, version, JSON."""
 
 RESTORE_TASK, _ = _change("restore_task", {"deleted_at": "NULL::timestamptz"}, "'restored'", live="true")
 """Takes a task out of the trash. -> matched, version, JSON."""

@@ -22,8 +22,8 @@ from taskctl.config import ServerSettings
 from taskctl.errors import DatabaseUnavailable, StatementTimeout, ValidationFailed
 from taskctl.models import RECURRENCE_NEEDS_DUE
 from taskctl.server.queries import PROBE, Statement
-from taskctl.server.tables import RECURRENCE_HAS_DUE
 from taskctl.setting import PreparedStatements
+from taskctl.vocabulary import RECURRENCE_HAS_DUE
 
 log: Any = structlog.get_logger()
 

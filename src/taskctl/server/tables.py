@@ -30,6 +30,7 @@ from taskctl.vocabulary import (
     EXTRA_MAX,
     IDEMPOTENCY_KEY_MAX,
     PROJECT_MAX,
+    RECURRENCE_HAS_DUE,
     RECURRENCE_MAX,
     TAG_MAX,
     TAGS_MAX,
@@ -42,10 +43,6 @@ metadata = MetaData(
     naming_convention={"ck": "%(table_name)s_%(constraint_name)s", "pk": "%(table_name)s_pkey"},
 )
 """Names are fixed, so that a violation says which rule it broke and a migration can name it."""
-
-
-RECURRENCE_HAS_DUE = "recurrence_has_due"
-"""The rule that a merge patch can break without its server knowing: the due date is in the row."""
 
 
 def _column(*args: Any, **options: Any) -> Any:

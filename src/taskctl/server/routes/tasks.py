@@ -5,8 +5,8 @@ import hashlib
 import json
 import re
 import secrets
-from datetime import datetime
-from typing import Annotated, Any, cast
+from datetime import UTC, date, datetime, time
+from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Body, Depends, Header, Path, Query, Response
@@ -25,7 +25,6 @@ from taskctl.models import (
     TaskPatch,
     compact,
     due,
-    rfc3339,
 )
 from taskctl.server import queries, recurrence
 from taskctl.server.routing import JSON, MERGE_PATCH, RETRY_AFTER, Call, TaskRoute, path_as_sent
@@ -290,12 +289,11 @@ _COMPLETE = (queries.COMPLETE_TASK, queries.COMPLETE_RECURRING)
 def _stored(body: TaskContent | TaskPatch) -> dict[str, Any]:
     """What a client writes, as the parameters of the statements have it."""
     due_at = body.due_at
-    whole_day = due_at is not None and not isinstance(due_at, datetime)
     return {
         "title": body.title,
         "description": body.description,
-        "due_at": f"{due_at}T00:00:00Z" if whole_day else due_at and rfc3339(cast("datetime", due_at)),
-        "due_all_day": whole_day,
+        "due_at": due_at and _instant(due_at),
+        "due_all_day": due_at is not None and not isinstance(due_at, datetime),
         "priority": _PRIORITIES.index(body.priority),
         "tags": " ".join(body.tags),
         "project": body.project,
@@ -304,6 +302,11 @@ def _stored(body: TaskContent | TaskPatch) -> dict[str, Any]:
         "extra": None if body.extra is None else compact(body.extra),
         "completed": body.completed,
     }
+
+
+def _instant(due_at: date | datetime) -> datetime:
+    """What stands for a due date in the database: a date's midnight in UTC."""
+    return due_at if isinstance(due_at, datetime) else datetime.combine(due_at, time(), UTC)
 
 
 async def _change(
@@ -335,7 +338,7 @@ async def _change(
     raise Overloaded
 
 
-def _successor(task: dict[str, Any], changes: dict[str, Any], now: datetime) -> dict[str, Any] | None:
+def _successor(task: dict[str, Any], changes: dict[str, Any], now: bytes) -> dict[str, Any] | None:
     """What follows a recurring task once it is completed; None where `task` is not about to be."""
     sent = changes["sent"].split() if "sent" in changes else ("completed",)
     after = {"recurrence": task["recurrence"], "time_zone": task["time_zone"], "due_at": task["due_at"]}
@@ -344,15 +347,16 @@ def _successor(task: dict[str, Any], changes: dict[str, Any], now: datetime) -> 
     if task["completed"] or not completes or task["next_id"] is not None or after["recurrence"] is None:
         return None
     due_at = after["due_at"]
-    if "due_at" in sent and changes["due_all_day"]:
-        due_at = due_at[:10]
+    if not isinstance(due_at, datetime):
+        due_at = due(due_at)
+    elif changes["due_all_day"]:
+        due_at = due_at.date()
     zone = ZoneInfo(after["time_zone"] or "UTC")
-    following = recurrence.following(after["recurrence"], due(due_at), zone, now)
+    following = recurrence.following(after["recurrence"], due_at, zone, datetime.fromisoformat(now.decode()))
     if following is None:
         return {"follows": 0, "next_due_at": None, "next_recurrence": None}
     next_due, next_rule = following
-    text = rfc3339(next_due) if isinstance(next_due, datetime) else f"{next_due}T00:00:00Z"
-    return {"follows": 1, "next_due_at": text, "next_recurrence": next_rule}
+    return {"follows": 1, "next_due_at": _instant(next_due), "next_recurrence": next_rule}
 
 
 async def _write(call: Call, statement: queries.Statement, task_id: int, if_match: str | None) -> Row:
