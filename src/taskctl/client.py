@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self, TypedDict, cast
+from typing import Any, NotRequired, Self, TypedDict, cast
 from urllib.parse import urlencode
 
 from taskctl import errors
@@ -72,6 +72,15 @@ class ChangesDict(ContentDict, total=False):
     """A JSON merge patch (RFC 7396): left out means unchanged."""
 
     title: str
+
+
+class ResultDict(TypedDict):
+    """What has become of an operation of a bulk request."""
+
+    status: int
+    task: NotRequired[TaskDict]
+    replayed: NotRequired[bool]
+    problem: NotRequired[dict[str, Any]]
 
 
 class Client:
@@ -197,12 +206,7 @@ class Client:
         Raises:
             UsageInvalid: the key is not 1 to 255 visible ASCII characters.
         """
-        key = os.urandom(16).hex() if idempotency_key is None else idempotency_key
-        if not re.fullmatch(rf"[\x21-\x7e]{{1,{IDEMPOTENCY_KEY_MAX}}}", key):
-            raise errors.UsageInvalid(
-                f"An idempotency key is 1 to {IDEMPOTENCY_KEY_MAX} visible ASCII characters."
-            )
-        return self._task("POST", "", {"title": title, **(content or {})}, headers={"Idempotency-Key": key})
+        return self._task("POST", "", {"title": title, **(content or {})}, headers=_key(idempotency_key))
 
     def read_task(self, task_id: int) -> TaskDict:
         """Read one task."""
@@ -237,6 +241,34 @@ class Client:
     def restore_task(self, task_id: int, *, if_version: int | None = None) -> TaskDict:
         """Take a task out of the trash; twice is as good as once."""
         return self._task("POST", f"/{task_id}/restore", if_version=if_version)
+
+    def bulk(
+        self,
+        operations: Sequence[Mapping[str, Any]],
+        *,
+        atomic: bool = True,
+        idempotency_key: str | None = None,
+    ) -> list[ResultDict]:
+        """Do up to 500 operations at once, each as docs/api.md has it; one result for each, in their order.
+
+        A key is always sent, as by `create_task`.
+
+        Args:
+            operations: no two about one task.
+            atomic: all or nothing; else each on its own, and a result tells whether it was done.
+            idempotency_key: the same key with the same operations returns the first answer.
+
+        Raises:
+            BulkRefused: all or nothing, and nothing was done; its member `results` tells why.
+            BodyTooLarge: send fewer at a time.
+            UsageInvalid: the key is not 1 to 255 visible ASCII characters.
+        """
+        body = {"atomic": atomic, "operations": list(operations)}
+        answer = self._object(self._send("POST", "/bulk", body, _key(idempotency_key)))
+        results = answer.get("results")
+        if not isinstance(results, list) or len(results) != len(operations):
+            raise self._unexpected("JSON that is no list of results")
+        return cast("list[ResultDict]", results)
 
     def me(self) -> dict[str, Any]:
         """Whom the server takes the token's bearer for, and how it knows.
@@ -323,3 +355,13 @@ class Client:
 
 def _condition(if_version: int | None) -> dict[str, str]:
     return {} if if_version is None else {"If-Match": f'"{if_version}"'}
+
+
+def _key(given: str | None) -> dict[str, str]:
+    """The header that makes a repeat do nothing more; a fresh key where none is given."""
+    key = os.urandom(16).hex() if given is None else given
+    if not re.fullmatch(rf"[\x21-\x7e]{{1,{IDEMPOTENCY_KEY_MAX}}}", key):
+        raise errors.UsageInvalid(
+            f"An idempotency key is 1 to {IDEMPOTENCY_KEY_MAX} visible ASCII characters."
+        )
+    return {"Idempotency-Key": key}

@@ -4,7 +4,7 @@ A class carries what never changes (its code, HTTP status and exit code; its doc
 sentence); an instance carries what happened this time. Codes are stable: clients may rely on them.
 
     TaskctlError
-    ├── BadRequest, BodyTooLarge, UnsupportedMediaType, ValidationFailed, IdempotencyKeyReused
+    ├── BadRequest, BodyTooLarge, UnsupportedMediaType, ValidationFailed, IdempotencyKeyReused, BulkRefused
     ├── Unauthenticated ── TokenMissing, TokenMalformed, TokenExpired, …
     ├── Forbidden ── NotYourTasks, InsufficientScope
     ├── TaskNotFound, RouteNotFound, MethodNotAllowed, VersionConflict, RateLimited
@@ -99,6 +99,12 @@ class IdempotencyKeyReused(TaskctlError):
     """This Idempotency-Key was used before, with other content."""
 
     code, status, exit_code = "idempotency_key_reused", 422, 6
+
+
+class BulkRefused(TaskctlError):
+    """An operation cannot be done, so none was."""
+
+    code, status, exit_code = "bulk_refused", 422, 6
 
 
 # 401: RFC 6750, section 3.1.

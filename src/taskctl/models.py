@@ -390,6 +390,9 @@ class Problem(BaseModel):
     errors: list[Invalid] = Field(default=[], description="With validation_failed: each thing that is wrong.")
     current_version: int | None = Field(None, description="With version_conflict: the task's version.")
     checks: dict[str, Any] = Field(default={}, description="With not_ready: what was checked.")
+    results: list[dict[str, Any]] = Field(
+        default=[], description="With bulk_refused: as in the answer of a bulk request."
+    )
 
 
 class VerifiedBy(BaseModel):

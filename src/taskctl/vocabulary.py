@@ -40,6 +40,9 @@ IDEMPOTENCY_KEY_MAX = 255
 TASK_ID_MAX = 2**63 - 1
 """The largest PostgreSQL `bigint`."""
 
+BULK_MAX = 500
+"""Operations of a bulk request."""
+
 PAGE_LIMIT_MAX = 200
 """Tasks on one page of a list."""
 

@@ -19,6 +19,7 @@ import structlog
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -216,7 +217,7 @@ class TaskRoute(PublicRoute):
                 for name in parameters
             ]
         if errors:
-            raise ValidationFailed(_summary(errors), errors=errors[:_ERRORS_MAX])
+            raise invalid(errors)
         if "task_id" in path:
             arguments["task_id"] = _task_id(path["task_id"])
         for name, alias in self._headers:
@@ -408,7 +409,7 @@ def bearer_token(call: Call) -> str:
 async def _read_body(call: Call, limit: int) -> bytes:
     """The whole body, counted as it arrives, whatever `Content-Length` claims."""
     length = call.headers.get("content-length", "")
-    too_large = BodyTooLarge(f"The body is larger than {limit} bytes.")
+    too_large = BodyTooLarge(f"The body is larger than {limit} bytes; send less at a time.")
     if length.isascii() and length.isdigit() and int(length[:20]) > limit:
         raise too_large
     body = b""
@@ -441,10 +442,22 @@ def _validate(
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        for each in error.errors(include_url=False, include_context=False, include_input=False):
-            message = _MESSAGES.get(each["type"], each["msg"].removeprefix("Value error, "))
-            errors.append(_invalid((where, *each["loc"]), message[0].upper() + message[1:], each["type"]))
+        errors += explain(where, error.errors(include_url=False, include_context=False, include_input=False))
         return None
+
+
+def explain(where: str, found: Iterable[ErrorDetails]) -> list[dict[str, Any]]:
+    """What pydantic has found wrong, as `Problem.errors` has it; `where` is body or query."""
+    errors = []
+    for each in found:
+        message = _MESSAGES.get(each["type"], each["msg"].removeprefix("Value error, "))
+        errors.append(_invalid((where, *each["loc"]), message[0].upper() + message[1:], each["type"]))
+    return errors
+
+
+def invalid(errors: list[dict[str, Any]]) -> ValidationFailed:
+    """The refusal of what has all this wrong with it."""
+    return ValidationFailed(_summary(errors), errors=errors[:_ERRORS_MAX])
 
 
 def _invalid(loc: tuple[str | int, ...], message: str, kind: str) -> dict[str, Any]:
