@@ -165,7 +165,8 @@ async def test_a_recurrence_needs_a_date(api: httpx.AsyncClient) -> None:
     assert (await api.get(TASK)).json() == made
     recurring = await api.patch(TASK, json={"recurrence": "FREQ=DAILY", "due_at": "2026-11-30"})
     assert recurring.status_code == 200
-    assert (await api.patch(TASK, json={"due_at": None})).status_code == 422
+    for body in ({"due_at": None}, {"due_at": None, "completed": True}, {"recurrence": "x", "due_at": None}):
+        assert (await api.patch(TASK, json=body)).status_code == 422
     assert (await api.get(TASK)).json() == recurring.json()
     assert (await api.patch(TASK, json={"due_at": None, "recurrence": None})).status_code == 200
 
