@@ -71,6 +71,7 @@ def inside(modules, *names):
         ("taskctl.cli", set(), {"errors"}),
         ("taskctl.models", PYDANTIC, {"vocabulary"}),
         ("taskctl.quantities", set(), set()),
+        ("taskctl.recurrence", set(), set()),
         ("taskctl.signing_keys", CRYPTOGRAPHY, {"errors", "vocabulary"}),
         ("taskctl.signing_secret", set(), {"errors", "vocabulary"}),
         ("taskctl.strict_json", set(), set()),
@@ -105,6 +106,7 @@ def inside(modules, *names):
             {"addresses", "answers", "contexts", "errors", "transport", "vocabulary"},
         ),
         ("taskctl.server.queries", set(), {"server", "vocabulary"}),
+        ("taskctl.server.recurrence", {"dateutil"}, {"server", "recurrence"}),
     ],
 )
 def test_module_imports_no_more_than_allowed(module, allowed, own):
