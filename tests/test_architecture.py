@@ -72,6 +72,7 @@ def inside(modules, *names):
         ("taskctl.models", PYDANTIC, {"vocabulary"}),
         ("taskctl.quantities", set(), set()),
         ("taskctl.recurrence", set(), set()),
+        ("taskctl.dates", set(), {"recurrence"}),
         ("taskctl.signing_keys", CRYPTOGRAPHY, {"errors", "vocabulary"}),
         ("taskctl.signing_secret", set(), {"errors", "vocabulary"}),
         ("taskctl.strict_json", set(), set()),
