@@ -73,6 +73,7 @@ def inside(modules, *names):
         ("taskctl.quantities", set(), set()),
         ("taskctl.recurrence", set(), set()),
         ("taskctl.dates", set(), {"recurrence"}),
+        ("taskctl.entry", set(), {"dates", "errors", "recurrence"}),
         ("taskctl.signing_keys", CRYPTOGRAPHY, {"errors", "vocabulary"}),
         ("taskctl.signing_secret", set(), {"errors", "vocabulary"}),
         ("taskctl.strict_json", set(), set()),
