@@ -34,7 +34,7 @@ _LIBRARY: dict[Frequency, Literal[0, 1, 2]] = {
 
 
 def following(
-    rule: str, due: date | datetime, zone: str | None, now: datetime
+    rule: str, due: date | datetime, zone: ZoneInfo, now: datetime
 ) -> tuple[date | datetime, str] | None:
     """When the task after one that was due is due, and its rule; None where the rule has ended.
 
@@ -43,7 +43,7 @@ def following(
 
     - Intervals are counted from `due`, as is COUNT: one for `due` itself and one for each occurrence that
       was missed, whether `due` matches the rule or not.
-    - In `zone` (IANA name; None is UTC) an instant keeps its wall-clock time, and a day is today. A time that
+    - In `zone` an instant keeps its wall-clock time and today is decided. A time that
       is skipped when clocks go forward is no occurrence (RFC 5545, section 3.3.10); one that comes twice is
       its first.
     - UNTIL is included. A day of UNTIL ends with that day in `zone`; a moment of UNTIL lets days through
@@ -56,23 +56,22 @@ def following(
 
     Raises:
         ValueError: the rule is none that `taskctl.recurrence.check` lets pass.
-        KeyError: no such time zone.
     """
-    parts, place = read(rule), ZoneInfo(zone or "UTC")
+    parts = read(rule)
     try:
-        wall = due.astimezone(place) if isinstance(due, datetime) else None
+        wall = due.astimezone(zone) if isinstance(due, datetime) else None
     except OverflowError:  # on the calendar's first or last day
         return None
     first, clock = (wall.date(), wall.time()) if wall else (due, None)
-    today = now.astimezone(place).date()
+    today = now.astimezone(zone).date()
     left, late = parts.count, None
     for day in _days(parts, first, first if left else max(first, today)):
-        moment = _moment(day, clock, place)
+        moment = _moment(day, clock, zone)
         if day <= first or moment is None:
             continue
         if left is not None:
             left -= 1
-        if left == 0 or _beyond(parts.until, day, moment, place):
+        if left == 0 or _beyond(parts.until, day, moment, zone):
             return None
         late = moment
         if moment > now if isinstance(moment, datetime) else moment > today:
@@ -83,26 +82,26 @@ def following(
     return late, str(replace(parts, count=left))
 
 
-def _moment(day: date, clock: time | None, place: ZoneInfo) -> date | datetime | None:
+def _moment(day: date, clock: time | None, zone: ZoneInfo) -> date | datetime | None:
     """A day at a wall-clock time, in UTC; None where clocks skip that time."""
     if clock is None:
         return day
-    wall = datetime.combine(day, clock, place)
+    wall = datetime.combine(day, clock, zone)
     try:
         moment = wall.astimezone(UTC)
-        again = moment.astimezone(place)
+        again = moment.astimezone(zone)
     except OverflowError:  # at the ends of the calendar
         return None
     return moment if again.replace(tzinfo=None) == wall.replace(tzinfo=None) else None
 
 
-def _beyond(until: date | datetime | None, day: date, moment: date | datetime, place: ZoneInfo) -> bool:
+def _beyond(until: date | datetime | None, day: date, moment: date | datetime, zone: ZoneInfo) -> bool:
     if until is None:
         return False
     if isinstance(until, datetime):
         if isinstance(moment, datetime):
             return moment > until
-        return day > until.astimezone(place).date()
+        return day > until.astimezone(zone).date()
     return day > until
 
 
