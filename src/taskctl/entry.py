@@ -24,8 +24,7 @@ from zoneinfo import ZoneInfo
 from taskctl import dates, recurrence
 from taskctl.errors import UsageInvalid
 from taskctl.recurrence import MONTH_LENGTHS, WEEKDAY_NAMES, Frequency, Rule, ordinal
-
-PRIORITIES = ("none", "low", "medium", "high")
+from taskctl.vocabulary import TAG_MAX, Priority
 
 
 @dataclass(frozen=True)
@@ -156,10 +155,6 @@ def _refuse(word: str, name: str, value: str, said: Mapping[str, _Said]) -> None
         )
 
 
-TAG_MAX = 64
-"""Characters in a tag."""
-
-
 def _tag(tag: str) -> str:
     if "," in tag:
         raise UsageInvalid(
@@ -171,10 +166,10 @@ def _tag(tag: str) -> str:
 
 
 def _priority(word: str) -> str:
-    found = next((each for each in PRIORITIES if word.lower() in {each, each[0]}), None)
+    found = next((each for each in Priority if word.lower() in {each, each[0]}), None)
     if found is None and word.lower() != "med":
         raise ValueError(f"{word[:20]!r} is no priority; write high, medium, low or none, or a first letter.")
-    return found or "medium"
+    return (found or Priority.medium).value
 
 
 # Recurrence

@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from enum import StrEnum
 
-RULE_MAX = 500
-"""Characters in a rule."""
+from taskctl.vocabulary import RECURRENCE_MAX
 
 INTERVAL_MAX = 1000
 
@@ -97,8 +96,8 @@ def read(text: str) -> Rule:
     Raises:
         ValueError: as `check`.
     """
-    if len(text) > RULE_MAX:
-        raise ValueError(f"A recurrence has at most {RULE_MAX} characters.")
+    if len(text) > RECURRENCE_MAX:
+        raise ValueError(f"A recurrence has at most {RECURRENCE_MAX} characters.")
     text = text.strip().upper()
     if text.startswith("RRULE:"):
         raise ValueError("Leave out RRULE: and begin with FREQ=.")
