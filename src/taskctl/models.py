@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypeAliasType
 
+from taskctl.recurrence import check
 from taskctl.vocabulary import (
     DESCRIPTION_MAX,
     EXTRA_MAX,
@@ -183,13 +184,21 @@ DueAt = Annotated[
     ),
 ]
 
+_RULE = (
+    "^FREQ=(DAILY|WEEKLY|MONTHLY|YEARLY)(;INTERVAL=[1-9][0-9]?)?(;COUNT=[1-9][0-9]?)?"
+    "(;BYMONTH=([1-9]|1[0-2]))?(;BYDAY=(MO|TU|WE|TH|FR|SA|SU))?$"
+)
+"""For JSON Schema: rules as most are, each of which is accepted, as are many others."""
+
 Recurrence = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=RECURRENCE_MAX),
     Field(
         description="An RRULE (RFC 5545, section 3.3.10), without its name.",
         examples=["FREQ=WEEKLY;BYDAY=MO"],
+        json_schema_extra={"pattern": _RULE},
     ),
+    AfterValidator(check),
 ]
 
 
