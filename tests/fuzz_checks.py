@@ -1,10 +1,10 @@
 """What the fuzzer checks beyond its own: loaded by schemathesis itself, in its process, for `test_fuzz.py`.
 
 Some refusals no schema can tell. Four depend on what is stored: whether a version is stale, whether a key was
-used before, whether a cursor was given out, and whether a task that is to recur has a due date; so does whether
-all of a bulk request can be done. One is a recurrence rule of the right form that makes no sense, one two
-operations on the same task. The fuzzer's own check of accepted data takes them for
-faults, so it is replaced by one that knows them, by code and by what in the request asked for them.
+used before, whether a cursor was given out, and whether a task that is to recur has a due date; so does
+whether all of a bulk request can be done. One is a recurrence rule of the right form that makes no sense, one
+two operations on the same task. The fuzzer's own check of accepted data takes them for faults, so it is
+replaced by one that knows them, by code and by what in the request asked for them.
 """
 
 import json

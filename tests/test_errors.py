@@ -32,6 +32,7 @@ CONTRACT = {
     "unsupported_media_type": (415, 2),
     "validation_failed": (422, 2),
     "idempotency_key_reused": (422, 6),
+    "bulk_refused": (422, 6),
     "rate_limited": (429, 7),
     "internal_error": (500, 8),
     "database_unavailable": (503, 8),

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
@@ -19,11 +20,23 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from taskctl.models import Body, Invalid, Task, TaskContent, TaskPatch
-from taskctl.vocabulary import BULK_MAX, IDEMPOTENCY_KEY_MAX, TASK_ID_MAX
+from taskctl.vocabulary import BULK_MAX, IDEMPOTENCY_KEY_MAX
 
-_Id = Annotated[StrictInt, Field(ge=1, le=TASK_ID_MAX)]
+
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: `5.0` is as whole as `5`."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_WHOLE_MAX = 2**53 - 1
+"""The largest whole number that all who read JSON agree about (RFC 8259, section 6)."""
+
+# The validator comes last: what stands after it is not in the schema.
+_Id = Annotated[StrictInt, Field(ge=1, le=_WHOLE_MAX), BeforeValidator(_whole)]
 _Version = Annotated[
-    StrictInt, Field(ge=1, le=TASK_ID_MAX, description="Only where the task is at this version.")
+    StrictInt,
+    Field(ge=1, le=_WHOLE_MAX, description="Only where the task is at this version."),
+    BeforeValidator(_whole),
 ]
 
 

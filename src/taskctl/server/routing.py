@@ -276,7 +276,9 @@ class Shortcut:
         if scope["type"] == "http" and not scope.get("root_path"):
             for regex, by_method in self._paths:
                 match = regex.match(scope["path"])
-                if match is not None and (route := by_method.get(scope["method"])) is not None:
+                if match is not None:
+                    if (route := by_method.get(scope["method"])) is None:
+                        break
                     scope["path_params"], scope["route"] = match.groupdict(), route
                     await route.app(scope, receive, send)
                     return

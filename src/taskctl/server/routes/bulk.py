@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Response
 from pydantic.json_schema import SkipJsonSchema
 
-from taskctl.errors import BulkRefused, IdempotencyKeyReused, Overloaded
+from taskctl.errors import BulkRefused, IdempotencyKeyReused, MethodNotAllowed, Overloaded
 from taskctl.models import RECURRENCE_NEEDS_DUE, Problem, compact
 from taskctl.operations import (
     BulkAnswer,
@@ -30,7 +30,7 @@ from taskctl.server.routes.tasks import (
     stored,
     successor,
 )
-from taskctl.server.routing import JSON, Call, TaskRoute, explain, invalid
+from taskctl.server.routing import JSON, Call, PublicRoute, TaskRoute, explain, invalid
 from taskctl.server.sessions import Contended
 from taskctl.vocabulary import API_PREFIX, IDEMPOTENCY_KEY_MAX
 
@@ -102,6 +102,20 @@ async def bulk(
         headers = {"Idempotency-Replayed": "true"} if outcome == b"replayed" else None
         return Response(b'{"results":[%b]}' % answer, 200, headers, JSON)
     raise Overloaded
+
+
+async def refuse_method(_: Call) -> Response:
+    """Keep other methods from being taken for those of a task whose id is `bulk`."""
+    raise MethodNotAllowed(headers={"Allow": "POST"})
+
+
+router.add_api_route(
+    "/tasks/bulk",
+    refuse_method,
+    methods=["DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "PUT", "TRACE"],
+    include_in_schema=False,
+    route_class_override=PublicRoute,
+)
 
 
 def _sent(place: int, operation: Operation) -> dict[str, Any]:
