@@ -17,7 +17,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
-from conftest import make_settings
+from conftest import make_settings, until
 from taskctl.errors import DatabaseUnavailable, MigrationFailed, SettingsInvalid, UsageInvalid
 from taskctl.server import migrations
 from taskctl.server.embedded import bin_dir
@@ -308,12 +308,11 @@ def test_connection_lost_while_migrating(settings, connection, empty_database):
     with holding(empty_database, LOCK):
         thread = threading.Thread(target=run)
         thread.start()
-        deadline = time.monotonic() + 30
-        while not connection.execute(
+        end = (
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
             "AND application_name = 'taskctl migrate' AND wait_event_type = 'Lock'"
-        ).fetchone():
-            assert time.monotonic() < deadline
+        )
+        until(lambda: connection.execute(end).fetchone())
         thread.join(30)
     assert [type(error) for error in raised] in ([MigrationFailed], [DatabaseUnavailable])
     assert "\n" not in str(raised[0])
