@@ -30,9 +30,10 @@ from taskctl.errors import (
     Unauthenticated,
     Unavailable,
 )
+from taskctl.server import logs
 from taskctl.server.metrics import Metrics
 from taskctl.server.routing import PROBLEM, Exchange, challenge, client_address, path_as_sent
-from taskctl.server.tracing import Tracing
+from taskctl.server.tracing import Tracing, trace_id
 
 log: Any = structlog.get_logger()
 
@@ -308,15 +309,15 @@ def _log_request(
     scope: Scope, exchange: Exchange, *, route: str | None, status: int, size: int, seconds: float
 ) -> None:
     database = exchange.database_seconds
-    log.info(
-        "request",
-        **exchange.names,
+    logs.requests.ended(
+        request_id=exchange.request_id,
+        trace_id=None if exchange.span is None else trace_id(exchange.span),
         user_id=exchange.user_id,
         method=scope["method"],
         route=route,
         status=status,
         duration_ms=round(seconds * 1000, 2),
         db_ms=None if database is None else round(database * 1000, 2),
-        bytes=size,
+        size=size,
         client=client_address(scope),
     )
