@@ -120,7 +120,7 @@ def test_json_keeps_what_was_said():
 
 @pytest.mark.parametrize("known", [True, False])
 def test_event_of_a_request_is_as_structlog_has_it(known):
-    """The event of a request, which is written without structlog, has structlog's members, order and values."""
+    """The event of a request, written without structlog, has structlog's members, order and values."""
     values = (
         "trace_id=HOSTILE, user_id=HOSTILE, route=HOSTILE, db_ms=0.25, client=HOSTILE"
         if known
