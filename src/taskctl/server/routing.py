@@ -65,6 +65,9 @@ _MESSAGES = {"extra_forbidden": "There is nothing of this name.", "missing": "Th
 _READING = frozenset({"GET", "HEAD"})
 _SIMPLE = re.compile(r"[ -~]{0,64}")
 _TASK_ID = re.compile(r"[1-9][0-9]{0,18}")
+_QUERIES_MAX, _QUERY_MAX = 1000, 200
+"""How many query strings each route remembers, and of what length."""
+
 _ERRORS_MAX = 20
 """How many of the things that are wrong an answer lists; the detail counts the rest."""
 
@@ -197,6 +200,8 @@ class TaskRoute(PublicRoute):
         methods = self.methods or set()
         self._scope = vocabulary.Scope.read if methods <= _READING else vocabulary.Scope.write
         self._query = _model(parameters.get("query"))
+        self._queries: dict[bytes, BaseModel] = {}
+        """Good query strings that came lately: most come again and again."""
         self._body = _model(parameters.get("body"))
         self._body_required = self._body is not None and parameters["body"].default is inspect.Parameter.empty
         self._media_types = (JSON, MERGE_PATCH) if "PATCH" in methods else (JSON,)
@@ -222,13 +227,13 @@ class TaskRoute(PublicRoute):
         errors: list[dict[str, Any]] = []
         if self._body and (content or self._body_required):
             arguments["body"] = _validate("body", self._body, parse_json(content), errors)
-        parameters = _query_parameters(call.scope["query_string"], errors)
+        query: bytes = call.scope["query_string"]
         if self._query:
-            arguments["query"] = _validate("query", self._query, parameters, errors)
-        else:
+            arguments["query"] = self._queries.get(query) or self._read_query(self._query, query, errors)
+        elif query:
             errors += [
                 _invalid(("query", name), _MESSAGES["extra_forbidden"], "extra_forbidden")
-                for name in parameters
+                for name in _query_parameters(query, errors)
             ]
         if errors:
             raise ValidationFailed(_summary(errors), errors=errors[:_ERRORS_MAX])
@@ -247,6 +252,16 @@ class TaskRoute(PublicRoute):
                 f"The token's scope does not include {self._scope}.",
                 headers={"WWW-Authenticate": challenge("insufficient_scope", scope=self._scope)},
             )
+
+    def _read_query(
+        self, model: type[BaseModel], query: bytes, errors: list[dict[str, Any]]
+    ) -> BaseModel | None:
+        found = _validate("query", model, _query_parameters(query, errors), errors)
+        if found is not None and not errors and len(query) <= _QUERY_MAX:
+            if len(self._queries) >= _QUERIES_MAX:
+                self._queries.clear()
+            self._queries[query] = found
+        return found
 
     async def _read(self, call: Call) -> bytes:
         """The body, once its media type is known to be good."""
@@ -423,8 +438,9 @@ def bearer_token(call: Call) -> str:
 async def _read_body(call: Call, limit: int) -> bytes:
     """The whole body, counted as it arrives, whatever `Content-Length` claims."""
     length = call.header(b"content-length") or ""
+    too_large = f"The body is larger than {limit} bytes."
     if length.isascii() and length.isdigit() and int(length[:20]) > limit:
-        raise _too_large(limit)
+        raise BodyTooLarge(too_large)
     body = b""
     while True:
         message = await call.receive()
@@ -433,18 +449,12 @@ async def _read_body(call: Call, limit: int) -> bytes:
         chunk: bytes = message.get("body", b"")
         body += chunk
         if len(body) > limit:
-            raise _too_large(limit)
+            raise BodyTooLarge(too_large)
         if not message.get("more_body", False):
             return body
 
 
-def _too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"The body is larger than {limit} bytes.")
-
-
 def _query_parameters(query: bytes, errors: list[dict[str, Any]]) -> dict[str, str]:
-    if not query:
-        return {}
     parameters: dict[str, str] = {}
     for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
         if name in parameters:
