@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,13 @@ from typing import Any
 from bench.contention import contention
 from bench.floor import floor
 from bench.growth import growth
+from bench.growth import users as many_users
 from bench.load import OPERATIONS, SEED, USERS, Cost, load
+from bench.plans import plans
 from bench.plot import svg
 from bench.servers import SECRET, SERVERS, install_fastify, resident_mebibytes, serving
 from bench.startup import startup
+from bench.workers import workers
 from taskctl.config import ServerSettings
 from taskctl.server import migrations
 from taskctl.server.embedded import EmbeddedPostgres
@@ -120,6 +124,25 @@ def _measure(options: argparse.Namespace, place: Path) -> dict[str, Any]:
                 sizes=sizes,
                 rounds=1 if options.quick else 5,
             ),
+            "plans": {
+                name: asdict(plan)
+                for name, plan in plans(cluster.url, f"owner{sizes[-1]}", sizes[-1]).items()
+            },
+            "users": many_users(
+                cluster.url,
+                postmaster,
+                place,
+                sizes=[100] if options.quick else [1000, 10_000, 100_000],
+                rounds=1 if options.quick else 5,
+            ),
+            "workers": workers(
+                cluster.url,
+                postmaster,
+                place,
+                users=users,
+                seconds=options.seconds,
+                rounds=1 if options.quick else 3,
+            ),
             "idle_mebibytes": idle,
             "startup": startup(servers["taskctl"][1], token, 1 if options.quick else 10),
         }
@@ -146,8 +169,18 @@ def _print(figures: dict[str, Any]) -> None:
     print("\nCreates, taskctl: requests/s, p50 ms")
     for name, (per_second, p50) in figures["contention"].items():
         print(f"{name:26}{per_second:8.0f}{p50:8.2f}")
+    print("\nWorkers, 32 connections: requests/s, server µs")
+    for name, (per_second, server) in figures["workers"].items():
+        print(f"{name:26}{per_second:8.0f}{server:8.0f}")
+    print(
+        "\nEXPLAIN (ANALYZE, BUFFERS), the largest number of tasks of one user: ms, pages, rows read, scans"
+    )
+    for name, plan in figures["plans"].items():
+        numbers = f"{plan['milliseconds']:8.2f}{plan['pages']:8}{plan['rows_read']:8.0f}"
+        print(f"{name:26}{numbers}  {plan['nodes']}")
     for title, values in (
         ("A page of 50, µs of the CPU of server and PostgreSQL, against the first", figures["growth"]),
+        ("A user's page of 5, by users, the same", figures["users"]),
         ("Memory of an idle process, MiB, against taskctl", figures["idle_mebibytes"]),
         ("Commands, ms of CPU, against the first", figures["startup"]),
     ):
