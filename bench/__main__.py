@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.contention import contention
+from bench.flame import flame
 from bench.floor import floor
 from bench.growth import growth
 from bench.growth import users as many_users
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="only see that everything works")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the costs")
+    parser.add_argument("--flame", type=Path, metavar="FILE", help="draw where a read's time goes (py-spy)")
     options = parser.parse_args()
     if not shutil.which("wrk"):
         sys.exit("wrk is not installed")
@@ -82,24 +84,11 @@ def _measure(options: argparse.Namespace, place: Path) -> dict[str, Any]:
         servers = {name: stack.enter_context(serving(name, cluster.url)) for name in names}
         idle = {name: resident_mebibytes(pid) for name, (pid, _) in servers.items()}
         users = [f"user{number}" for number in range(1, USERS + 1)]
-        requests: dict[str, dict[str, dict[str, float]]] = {}
-        for operation, what in OPERATIONS.items():
-            costs: dict[str, list[Cost]] = {name: [] for name in names}
-            for _ in range(options.rounds):
-                for name, server in servers.items():
-                    costs[name].append(
-                        load(
-                            what,
-                            server,
-                            postmaster,
-                            place,
-                            users=users,
-                            seconds=options.seconds,
-                            connections=options.connections,
-                        )
-                    )
-            requests[operation] = {name: _median(each) for name, each in costs.items()}
-            print(f"{operation} is measured", file=sys.stderr)
+        requests = _requests(options, servers, postmaster, place, users)
+        if options.flame and (
+            picture := flame(servers["taskctl"], postmaster, place, users, options.seconds)
+        ):
+            options.flame.write_text(picture)
         sizes = [1000] if options.quick else [1000, 100_000, *([10_000_000] if options.ten_million else [])]
         token = mint(SECRET, "user1", 86400)
         return {
@@ -146,6 +135,35 @@ def _measure(options: argparse.Namespace, place: Path) -> dict[str, Any]:
             "idle_mebibytes": idle,
             "startup": startup(servers["taskctl"][1], token, 1 if options.quick else 10),
         }
+
+
+def _requests(
+    options: argparse.Namespace,
+    servers: dict[str, tuple[int, int]],
+    postmaster: int,
+    place: Path,
+    users: list[str],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """What each operation costs each server, which are loaded in turn."""
+    requests = {}
+    for operation, what in OPERATIONS.items():
+        costs: dict[str, list[Cost]] = {name: [] for name in servers}
+        for _ in range(options.rounds):
+            for name, server in servers.items():
+                costs[name].append(
+                    load(
+                        what,
+                        server,
+                        postmaster,
+                        place,
+                        users=users,
+                        seconds=options.seconds,
+                        connections=options.connections,
+                    )
+                )
+        requests[operation] = {name: _median(each) for name, each in costs.items()}
+        print(f"{operation} is measured", file=sys.stderr)
+    return requests
 
 
 def _median(costs: list[Cost]) -> dict[str, float]:
