@@ -24,7 +24,7 @@ from bench.flame import flame
 from bench.floor import floor
 from bench.growth import growth
 from bench.growth import users as many_users
-from bench.load import OPERATIONS, SEED, USERS, Cost, load
+from bench.load import OPERATIONS, SEED, USERS, Cost, LoadFailed, load
 from bench.plans import plans
 from bench.plot import svg
 from bench.servers import SECRET, SERVERS, install_fastify, resident_mebibytes, serving
@@ -56,6 +56,8 @@ def main() -> None:
     place.chmod(0o755)  # as root, PostgreSQL runs as another account
     try:
         figures = _measure(options, place)
+    except LoadFailed as failure:
+        sys.exit(str(failure))
     finally:
         shutil.rmtree(place)
     _print(figures)
