@@ -34,7 +34,21 @@ CRYPTOGRAPHY = {"cryptography", "cffi", "_cffi_backend", "_openssl"}
 PYJWT = {"jwt", *CRYPTOGRAPHY}
 CLIENT = {
     f"taskctl.{name}"
-    for name in ("addresses", "answers", "better_auth", "claims", "client", "contexts", "transport", "vault")
+    for name in (
+        "addresses",
+        "answers",
+        "better_auth",
+        "claims",
+        "client",
+        "contexts",
+        "desk",
+        "journal",
+        "operations",
+        "outbox",
+        "private_file",
+        "transport",
+        "vault",
+    )
 }
 ORM = {"sqlalchemy", "sqlmodel", "alembic"}
 HTTP = {"fastapi", "starlette", "uvicorn"}
@@ -90,19 +104,24 @@ def inside(modules, *names):
         ("taskctl.tokens", PYJWT, {"errors", "jwks", "jws", "strict_json", "vocabulary"}),
         ("taskctl.addresses", set(), {"errors", "vocabulary"}),
         ("taskctl.claims", set(), set()),
-        ("taskctl.contexts", set(), {"addresses", "errors", "vocabulary"}),
+        ("taskctl.private_file", set(), {"errors"}),
+        ("taskctl.contexts", set(), {"addresses", "errors", "private_file", "vocabulary"}),
         ("taskctl.vault", set(), {"errors"}),
         ("taskctl.answers", set(), {"errors"}),
-        ("taskctl.transport", set(), {"addresses", "answers", "contexts", "errors", "vocabulary"}),
+        (
+            "taskctl.transport",
+            set(),
+            {"addresses", "answers", "contexts", "errors", "private_file", "vocabulary"},
+        ),
         (
             "taskctl.client",
             set(),
-            {"addresses", "answers", "contexts", "errors", "transport", "vocabulary"},
+            {"addresses", "answers", "contexts", "errors", "private_file", "transport", "vocabulary"},
         ),
         (
             "taskctl.better_auth",
             set(),
-            {"addresses", "answers", "contexts", "errors", "transport", "vocabulary"},
+            {"addresses", "answers", "contexts", "errors", "private_file", "transport", "vocabulary"},
         ),
         ("taskctl.server.queries", set(), {"server", "vocabulary"}),
     ],

@@ -1,0 +1,91 @@
+"""JSON files that only their owner may read: replaced in one step, by one process at a time.
+
+Standard library only.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from taskctl.errors import LocalError
+
+
+@contextmanager
+def exclusive(file: Path, suffix: str = ".lock") -> Iterator[None]:
+    """Let one process at a time into the block, whoever comes first; the folder is made where it is missing.
+
+    The lock is a file of its own, beside `file`: it outlives the file's replacement. Processes that end, in
+    whatever way, let go of it.
+
+    Raises:
+        LocalError: the lock cannot be made.
+    """
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(file.with_suffix(suffix), os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise _unwritable(file, error) from error
+    try:
+        if sys.platform != "win32":
+            import fcntl  # noqa: PLC0415 - not on every platform
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)  # which unlocks
+
+
+def replace(file: Path, data: Any, *, durable: bool = True) -> None:
+    """Write `data` in place of the file; a reader sees the old content or the new one, whole.
+
+    Args:
+        file: in a folder that exists.
+        data: what JSON can say.
+        durable: whether to return only when it would survive a loss of power.
+
+    Raises:
+        LocalError: it cannot be written; the file is as it was.
+    """
+    temporary = file.with_name(f".{file.name}.{os.urandom(8).hex()}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                json.dump(data, stream, indent=2)
+                stream.write("\n")
+                stream.flush()
+                if durable:
+                    os.fsync(stream.fileno())
+            temporary.replace(file)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        if durable and sys.platform != "win32":
+            folder = os.open(file.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        raise _unwritable(file, error) from error
+
+
+def set_aside(file: Path) -> Path:
+    """Rename a file that cannot be understood, so that it is in nobody's way and nothing of it is lost.
+
+    Raises:
+        LocalError: it cannot be renamed.
+    """
+    aside = file.with_name(f"{file.name}.damaged-{os.urandom(4).hex()}")
+    try:
+        return file.rename(aside)
+    except OSError as error:
+        raise _unwritable(file, error) from error
+
+
+def _unwritable(file: Path, error: OSError) -> LocalError:
+    return LocalError(f"{file} cannot be written: {error.strerror}. What is stored is as it was.")
