@@ -6,12 +6,56 @@ Standard library only.
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from taskctl.errors import LocalError
+
+_T = TypeVar("_T")
+
+
+def of_user(folder: Path, server: str, user: str) -> Path:
+    """The file for one user of one server, of those in a folder."""
+    from hashlib import sha256  # noqa: PLC0415 - takes a while, and most commands need no such file
+
+    account = f"{server}\n{user}"
+    return folder / f"{sha256(account.encode()).hexdigest()[:32]}.json"
+
+
+def load(file: Path, owner: Mapping[str, str], parse: Callable[[Mapping[str, Any]], _T]) -> _T | None:
+    """What a file of a user's says, None where there is none.
+
+    Args:
+        file: made of what `replace` was given: an object with a `version` of 1, the members of `owner`, and
+            what `parse` reads.
+        owner: whose it must be.
+        parse: raises ValueError, TypeError, KeyError or AttributeError where the content is none.
+
+    Raises:
+        LocalError: it cannot be read, or is damaged; then it has been set aside, for a person to look at.
+    """
+    try:
+        data = json.loads(file.read_text("utf-8"))
+        if data["version"] != 1:
+            raise LocalError(f"{file} was written by a newer taskctl; upgrade this one.")
+        if {name: data[name] for name in owner} != owner:
+            raise ValueError("it is another user's")  # noqa: TRY301 - as any other wrong content
+        return parse(data)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise LocalError(f"{file} cannot be read: {error.strerror}.") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        aside = file.with_name(f"{file.name}.damaged-{os.urandom(4).hex()}")
+        try:
+            file.rename(aside)
+        except OSError as unmoved:
+            raise _unwritable(file, unmoved) from error
+        raise LocalError(
+            f"{file} is damaged. It is set aside as {aside.name}; what it says is not used."
+        ) from error
 
 
 @contextmanager
@@ -70,19 +114,6 @@ def replace(file: Path, data: Any, *, durable: bool = True) -> None:
                 os.fsync(folder)
             finally:
                 os.close(folder)
-    except OSError as error:
-        raise _unwritable(file, error) from error
-
-
-def set_aside(file: Path) -> Path:
-    """Rename a file that cannot be understood, so that it is in nobody's way and nothing of it is lost.
-
-    Raises:
-        LocalError: it cannot be renamed.
-    """
-    aside = file.with_name(f"{file.name}.damaged-{os.urandom(4).hex()}")
-    try:
-        return file.rename(aside)
     except OSError as error:
         raise _unwritable(file, error) from error
 
