@@ -5,6 +5,7 @@ Standard library only, and the outbox's module is imported only for those who ha
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 from taskctl import operations
@@ -208,18 +209,16 @@ class Desk:
             TaskctlError: the server does not answer; what is not taken back yet stays noted.
         """
         journal, change = self._last_change()
-        left = list(change.parts)
-        for part in reversed(change.parts):
-            undone = self._undo(journal, part)
+        for index in reversed(range(len(change.parts))):
+            undone = self._undo(journal, change.parts[index])
             if undone.error is None:
-                left.remove(part)
-                journal.shorten(change, tuple(left))
+                change = journal.without(change, index)
             yield undone
 
     def forget_last_change(self) -> "Change":
         """Let this terminal's last change be, so that `undo` is about the one before. Raises as `undo`."""
         journal, change = self._last_change()
-        journal.shorten(change, ())
+        journal.drop(change)
         return change
 
     def _made(self, operation: "Operation", before: "TaskDict | None" = None) -> "TaskDict | Waiting":
@@ -298,8 +297,9 @@ class Desk:
         except (TaskNotFound, VersionConflict) as error:
             return Undone(part, error=error)
         if task is not None:
-            # Deleting and restoring are a version each, any other change and its reverse are one each, too.
-            journal.rebase(task["id"], first.get("if_version", task["version"] - 1) - 1, task["version"])
+            # Deleting tells no version, but it was one, and restoring is another.
+            upon = task["version"] - 2 if part.upon is None else part.upon
+            journal.rebase(task["id"], upon, task["version"])
         return Undone(part, task, left=tuple(self._untouched(further)))
 
     def _reversed(self, operation: "Operation") -> "TaskDict | None":
@@ -310,9 +310,10 @@ class Desk:
                 raise
             return None
         except VersionConflict as error:
-            task = self.client.read_task(operation["id"])
-            if operations.is_so(operation, task):  # by a try that was cut off, or by somebody
-                return task
+            with suppress(InsufficientScope):  # of a token that may only write
+                task = self.client.read_task(operation["id"])
+                if operations.is_so(operation, task):  # by a try that was cut off, or by somebody
+                    return task
             error.detail = "The task has been changed since, and stays as it is."
             raise
 

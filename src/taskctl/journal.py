@@ -31,6 +31,7 @@ class Part(NamedTuple):
         title: as it is now, where that is known.
         undo: what takes it back, the first first; what follows the first is done where it still can be. None
             where it cannot be taken back, as the task before it is not known.
+        upon: the version that the task was at before, where that is known.
         kept: its number in the outbox while it waits there; then `undo` is not known yet.
     """
 
@@ -38,6 +39,7 @@ class Part(NamedTuple):
     task: "Reference"
     title: str | None = None
     undo: "tuple[Operation, ...] | None" = None
+    upon: int | None = None
     kept: int | None = None
 
 
@@ -88,7 +90,7 @@ def part_of(operation: "Operation", before: "TaskDict | None", after: "TaskDict 
         else:
             earlier = {name: members[name] for name in operations.wanted(operation) if name in members}
             undo = ({"op": "patch", **bound, "changes": earlier},)
-    return Part(did, after["id"], after["title"], undo)
+    return Part(did, after["id"], after["title"], undo, None if before is None else before["version"])
 
 
 class Journal:
@@ -112,13 +114,23 @@ class Journal:
         mine = [change for change in self._load() if change.terminal == terminal()]
         return mine[-1] if mine else None
 
-    def shorten(self, change: Change, parts: tuple[Part, ...]) -> None:
-        """Leave only these parts of a change; with none of them it is forgotten."""
+    def without(self, change: Change, index: int) -> Change:
+        """Forget one part of a change, and return what is stored of the change then."""
+        left = change
 
         def shorten(known: Change) -> Change:
-            return known._replace(parts=parts) if known[:2] == change[:2] else known
+            nonlocal left
+            if known[:2] != change[:2]:
+                return known
+            left = known._replace(parts=known.parts[:index] + known.parts[index + 1 :])
+            return left
 
         self._change(lambda changes: tuple(map(shorten, changes)))
+        return left
+
+    def drop(self, change: Change) -> None:
+        """Forget a change."""
+        self._change(lambda changes: tuple(known for known in changes if known[:2] != change[:2]))
 
     def settle(self, number: int, part: Part | None) -> None:
         """Put what a kept change has done, now that it was sent, in place of its number; None is nothing."""
@@ -190,6 +202,6 @@ def _part(data: Mapping[str, Any]) -> Part:
         undo = tuple(undo)
         for operation in undo:
             operations.check(operation)
-    if not isinstance(data["kept"], int | None) or not isinstance(data["title"], str | None):
-        raise TypeError("a part has a number and a title, or has none")
-    return Part(str(data["did"]), data["task"], data["title"], undo, data["kept"])
+    if not all(isinstance(data[name], int | None) for name in ("upon", "kept")):
+        raise TypeError("versions and numbers are whole")
+    return Part(str(data["did"]), data["task"], data["title"], undo, data["upon"], data["kept"])

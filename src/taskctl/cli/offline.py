@@ -112,14 +112,13 @@ def sync(
         raise UsageInvalid("--list, --retry and --drop exclude each other.")
     numbers = [_number(text) for text in drop or ()]
     with desk(context, sends=False) as opened:
+        if numbers:
+            for waiting in (gone for number in numbers for gone in opened.drop(number)):
+                _tell(f"Given up: {_summary(waiting)}")
+            return
         outbox = opened.outbox()
         if show_list or outbox is None or not outbox.load().waiting:
             _print_waiting(opened.waiting(), how)
-            return
-        if numbers:
-            gone = [waiting for number in numbers for waiting in opened.drop(number)]
-            for waiting in gone:
-                _tell(f"Given up: {_summary(waiting)}")
             return
         if retry:
             outbox.retry()
