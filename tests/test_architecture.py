@@ -123,6 +123,14 @@ def inside(modules, *names):
             set(),
             {"addresses", "answers", "contexts", "errors", "private_file", "transport", "vocabulary"},
         ),
+        ("taskctl.operations", set(), set()),
+        ("taskctl.outbox", set(), {"errors", "operations", "private_file"}),
+        ("taskctl.journal", set(), {"errors", "operations", "private_file"}),
+        (
+            "taskctl.desk",
+            set(),
+            {"addresses", "claims", "contexts", "errors", "operations", "private_file", "vocabulary"},
+        ),
         ("taskctl.server.queries", set(), {"server", "vocabulary"}),
     ],
 )
@@ -182,7 +190,9 @@ def test_layers(module):
     if inside([module], "taskctl.server"):
         assert inside(found, *CLIENT) == []
     if inside(
-        [module], *CLIENT, *(f"taskctl.cli.{name}" for name in ("tasks", "account", "login", "doctor"))
+        [module],
+        *CLIENT,
+        *(f"taskctl.cli.{name}" for name in ("tasks", "offline", "account", "login", "doctor")),
     ):
         assert inside(found, *HEAVY) == []
     data = ("queries", "tables", "database", "sessions", "pool", "pipeline", "migrations")

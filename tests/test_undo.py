@@ -88,6 +88,58 @@ def test_each_command_is_taken_back(environ, api):
     assert (done.code, "has made no change that could be taken back" in done.err) == (1, True)
 
 
+def test_a_task_comes_back_from_the_trash(environ, api):
+    """`rm` is taken back, and then what was done before it, too; several ids at once."""
+    for title in ("one", "two"):
+        api.post("/tasks", json={"title": title})
+    assert taskctl("tasks", "edit", "2", "--title", "second", environ=environ).code == 0
+    assert taskctl("tasks", "rm", "1", "2", environ=environ).code == 0
+    assert taskctl("tasks", "undo", environ=environ).out == "2\trestored\tsecond\n1\trestored\tone\n"
+    assert [each.error for each in undo(environ)] == [None]
+    assert [task["title"] for task in api.get("/tasks").json()["items"]] == ["one", "two"]
+
+
+def test_every_field_is_put_back(environ, api):
+    """Whatever members an edit has changed get their values back, and no others are touched."""
+    fields = {
+        "due_at": "2030-01-31",
+        "tags": ["a", "b"],
+        "priority": "high",
+        "project": "p",
+        "extra": {"x": 1},
+    }
+    api.post("/tasks", json={"title": "one", **fields})
+    with opened(environ) as desk:
+        desk.edit_task(1, {"due_at": None, "tags": [], "priority": "none", "project": None})
+    assert [each.error for each in undo(environ)] == [None]
+    task = api.get("/tasks/1").json()
+    assert {name: task[name] for name in fields} == fields
+
+
+def test_the_next_one_of_a_recurring_task_goes_with_it(environ, api):
+    """Undoing `done` trashes the next task that it made; done again, that one is back; undo works again."""
+    api.post("/tasks", json={"title": "daily", "due_at": "2030-01-31", "recurrence": "FREQ=DAILY"})
+    for _ in range(2):
+        with opened(environ) as desk:
+            done = desk.complete_task(1)
+        assert isinstance(done, dict)
+        pending = api.get("/tasks", params={"status": "pending"}).json()["items"]
+        assert [task["id"] for task in pending] == [done["next_id"]] == [2]
+        assert [(each.error, each.left) for each in undo(environ)] == [(None, ())]
+        assert [task["id"] for task in api.get("/tasks").json()["items"]] == [1]
+
+
+def test_the_next_one_stays_where_somebody_has_changed_it(environ, api):
+    """A next task that was edited meanwhile is left, and the command says so."""
+    api.post("/tasks", json={"title": "daily", "due_at": "2030-01-31", "recurrence": "FREQ=DAILY"})
+    with opened(environ) as desk:
+        desk.complete_task(1)
+    api.patch("/tasks/2", json={"title": "theirs"})
+    done = taskctl("tasks", "undo", environ=environ)
+    assert (done.code, done.err) == (0, "Task 2, which came of it, has been changed since and stays.\n")
+    assert [task["completed"] for task in api.get("/tasks").json()["items"]] == [False, False]
+
+
 def test_what_one_command_did_is_one_change(environ, api):
     """Several ids are taken back together; what the command did not change stays as it was."""
     for title in ("one", "two", "three"):

@@ -6,7 +6,7 @@ Standard library only, and the outbox's module is imported only for those who ha
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, NamedTuple, Self, cast
 
 from taskctl import operations
 from taskctl.claims import unverified
@@ -24,11 +24,15 @@ from taskctl.errors import (
 from taskctl.vocabulary import TITLE_MAX
 
 if TYPE_CHECKING:
-    from taskctl.client import ChangesDict, Client, TaskDict
+    from taskctl.client import ChangesDict, Client, ContentDict, TaskDict
     from taskctl.contexts import ClientSettings
     from taskctl.journal import Change, Journal, Part
     from taskctl.operations import Operation, Reference
     from taskctl.outbox import Delivered, Made, Outbox, Waiting
+
+
+_TRASHED_UNTOUCHED = 2
+"""The version of a task that nobody has done anything to, but put it into the trash."""
 
 
 class Undone(NamedTuple):
@@ -172,7 +176,7 @@ class Desk:
         return gone
 
     def create_task(
-        self, title: str, *, content: Mapping[str, Any], idempotency_key: str | None = None
+        self, title: str, *, content: "ContentDict", idempotency_key: str | None = None
     ) -> "TaskDict | Waiting":
         """Create a task, as `Client.create_task`."""
         key = os.urandom(16).hex() if idempotency_key is None else idempotency_key
@@ -255,9 +259,29 @@ class Desk:
                 error.maybe_done = False  # reading has changed nothing
                 raise
         after = operations.perform(self.client, operation)
-        if (part := part_of(operation, before, after)) is not None:
+        raw = self.client.raw  # what is printed, whatever else is asked
+        part = part_of(operation, before, after, self._successor(before, after))
+        self.client.raw = raw
+        if part is not None:
             self._parts.append(part)
         return after
+
+    def _successor(self, before: "TaskDict | None", after: "TaskDict | None") -> tuple[int, int] | None:
+        """Id and version of the next one of a recurring task, which completing it has brought about.
+
+        The server makes it once, whatever happens to it. So when the task is completed once more after an
+        `undo`, the one that the undo has put into the trash is brought back from there.
+        """
+        if before is None or after is None or before["completed"] or not after["completed"]:
+            return None
+        next_id = after.get("next_id")  # a server of an earlier release has none
+        if next_id is None or before["next_id"] is None:
+            return None if next_id is None else (next_id, 1)
+        with suppress(TaskctlError):  # what this is about is done
+            restored = self.client.restore_task(next_id, if_version=_TRASHED_UNTOUCHED)
+            if restored["version"] > _TRASHED_UNTOUCHED:
+                return next_id, restored["version"]
+        return None
 
     def _keep(self, operation: "Operation", *, tried: bool) -> "Waiting":
         from taskctl.journal import Part  # noqa: PLC0415 - for changes only
@@ -275,7 +299,10 @@ class Desk:
     def _settle(self, waiting: "Waiting", made: "Made") -> None:
         from taskctl.journal import part_of  # noqa: PLC0415 - as for the outbox
 
-        part = part_of(waiting.operation, made.before, made.after) if made.own else None
+        part = None
+        if made.own:
+            successor = self._successor(made.before, made.after)
+            part = part_of(waiting.operation, made.before, made.after, successor)
         self._note(lambda journal: journal.settle(waiting.number, part))
 
     def _last_change(self) -> "tuple[Journal, Change]":

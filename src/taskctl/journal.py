@@ -66,13 +66,19 @@ def terminal() -> str:
     return f"{session} {stat.rpartition(')')[2].split()[19]}"
 
 
-def part_of(operation: "Operation", before: "TaskDict | None", after: "TaskDict | None") -> Part | None:
+def part_of(
+    operation: "Operation",
+    before: "TaskDict | None",
+    after: "TaskDict | None",
+    successor: tuple[int, int] | None = None,
+) -> Part | None:
     """What a change did and what takes it back; None where it changed nothing.
 
     Args:
         operation: what was asked for.
         before: the task before it, where that is known.
         after: the task after it; None for one that was deleted.
+        successor: id and version of the next one of a recurring task, which completing it has brought about.
     """
     kind, did = operation["op"], operations.verb(operation)
     if after is None:
@@ -87,6 +93,8 @@ def part_of(operation: "Operation", before: "TaskDict | None", after: "TaskDict 
         members: Mapping[str, Any] = before
         if kind == "complete":
             undo = ({"op": "complete", **bound, "completed": before["completed"]},)
+            if successor is not None:
+                undo += ({"op": "delete", "id": successor[0], "if_version": successor[1]},)
         else:
             earlier = {name: members[name] for name in operations.wanted(operation) if name in members}
             undo = ({"op": "patch", **bound, "changes": earlier},)

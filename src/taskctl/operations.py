@@ -15,10 +15,10 @@ there yet.
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from taskctl.client import Client, TaskDict
+    from taskctl.client import Client, ContentDict, TaskDict
 
 Reference = int | str
 """A task: its id, or `new3` for the one that the kept change number 3 is going to make."""
@@ -44,11 +44,16 @@ def perform(client: "Client", operation: Operation) -> "TaskDict | None":
     task: TaskDict | None = None
     if kind == "create":
         content = dict(operation["task"])
-        task = client.create_task(content.pop("title"), **content, idempotency_key=operation["key"])
+        title = content.pop("title")
+        task = client.create_task(
+            title, content=cast("ContentDict", content), idempotency_key=operation["key"]
+        )
     elif kind == "patch":
         task = client.edit_task(operation["id"], operation["changes"], if_version=version)
     elif kind == "complete":
         task = client.complete_task(operation["id"], completed=operation["completed"], if_version=version)
+    elif kind == "restore":
+        task = client.restore_task(operation["id"], if_version=version)
     else:
         client.delete_task(operation["id"], if_version=version)
     return task

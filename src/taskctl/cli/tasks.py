@@ -14,7 +14,7 @@ from taskctl.operations import is_new
 from taskctl.vocabulary import PAGE_LIMIT_DEFAULT, TASK_ID_MAX, Order, Status
 
 if TYPE_CHECKING:
-    from taskctl.client import ChangesDict, Client, TaskDict
+    from taskctl.client import ChangesDict, Client, ContentDict, TaskDict
     from taskctl.operations import Reference
     from taskctl.outbox import Waiting
 
@@ -89,8 +89,8 @@ def add(
     how = output.form(as_json=as_json, ndjson=ndjson, quiet=quiet)
     if context.args:
         raise UsageInvalid('A title of several words goes in quotes, as in `taskctl tasks add "Buy milk"`.')
+    content: ContentDict = {} if description is None else {"description": description}
     with desk(context) as opened:
-        content = {"description": description}
         task = opened.create_task(title, content=content, idempotency_key=idempotency_key)
         _print_task("Added", task, how, opened.client.raw)
 
