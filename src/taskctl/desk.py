@@ -110,17 +110,11 @@ class Desk:
     def __enter__(self) -> Self:
         """Send what waits, if the server answers."""
         if self._sends and (outbox := self.outbox()) is not None and outbox.load().sendable():
-            from taskctl.outbox import is_away  # noqa: PLC0415 - for the few that have one
-
             try:
-                self.client.health()
-                self.send_waiting(outbox)
-            except TaskctlError as error:
-                if is_away(error):
-                    self.away = error
-                elif isinstance(error, LocalError):
-                    self.client.close()
-                    raise
+                self._send_if_reachable(outbox)
+            except BaseException:
+                self.client.close()
+                raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -152,6 +146,25 @@ class Desk:
         """Send what waits, with all the patience that requests have. Raises as `Outbox.deliver`."""
         for delivered in outbox.deliver(self.client, self._settle):
             self._on_delivered(delivered)
+
+    def _send_if_reachable(self, outbox: "Outbox") -> None:
+        """Send what waits, without the patience for a server that is away still."""
+        from taskctl.outbox import is_away  # noqa: PLC0415 - for the few that have one
+
+        try:
+            self.client.health()
+        except TaskctlError as error:
+            if is_away(error):
+                self.away = error
+                return
+        try:
+            self.send_waiting(outbox)
+        except TaskctlError as error:
+            if is_away(error):
+                self.away = error
+            elif isinstance(error, LocalError):
+                raise
+            # What is wrong with the token the command's own request will meet, too.
 
     def resolved(self, reference: "Reference") -> int:
         """The id of a task for a request of its own.
@@ -238,6 +251,7 @@ class Desk:
         tried = False
         if self.away is None:
             try:
+                before = before or self._read(operation)
                 return self._make_now(operation, before)
             except TaskctlError as error:
                 from taskctl.outbox import is_away  # noqa: PLC0415 - for what goes wrong only
@@ -245,19 +259,25 @@ class Desk:
                 if not self._keeps or not is_away(error) or self._user() is None:
                     raise
                 self.away, tried = error, error.maybe_done
+        if before is not None and operation["op"] == "patch":
+            operation = {"if_version": before["version"], **operation}
         return self._keep(operation, tried=tried)
+
+    def _read(self, operation: "Operation") -> "TaskDict | None":
+        """The task before a change, where that is needed to take the change back."""
+        if operation["op"] not in {"patch", "complete"}:
+            return None
+        try:
+            return self.client.read_task(operation["id"])
+        except InsufficientScope:  # of a token that may only write
+            return None
+        except TaskctlError as error:
+            error.maybe_done = False  # reading has changed nothing
+            raise
 
     def _make_now(self, operation: "Operation", before: "TaskDict | None") -> "TaskDict | None":
         from taskctl.journal import part_of  # noqa: PLC0415 - for changes only
 
-        if before is None and operation["op"] in {"patch", "complete"}:
-            try:
-                before = self.client.read_task(operation["id"])
-            except InsufficientScope:  # of a token that may only write
-                before = None
-            except TaskctlError as error:
-                error.maybe_done = False  # reading has changed nothing
-                raise
         after = operations.perform(self.client, operation)
         raw = self.client.raw  # what is printed, whatever else is asked
         part = part_of(operation, before, after, self._successor(before, after))

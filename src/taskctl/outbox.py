@@ -10,7 +10,9 @@ other the version that it is made upon is written down before it is sent; when t
 the task is as the change wanted it, an earlier try has made it.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -128,6 +130,16 @@ class Outbox:
     def load(self) -> Box:
         """What it holds; nothing where there is no file."""
         return private_file.load(self._file, self._owner, _box) or Box()
+
+    def elsewhere(self) -> list[tuple[str, str, int]]:
+        """Servers and users for whom something else waits on this machine, and how many changes."""
+        found = []
+        for file in sorted(self._file.parent.glob("*.json")):
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                data = json.loads(file.read_text("utf-8"))
+                if data["waiting"] and file != self._file:
+                    found.append((str(data["server"]), str(data["user"]), len(data["waiting"])))
+        return found
 
     def keep(self, operation: "Operation", *, tried: bool) -> Waiting:
         """Keep a change, the last in the order.

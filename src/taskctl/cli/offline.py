@@ -119,6 +119,8 @@ def sync(
         outbox = opened.outbox()
         if show_list or outbox is None or not outbox.load().waiting:
             _print_waiting(opened.waiting(), how)
+            for server, user, count in outbox.elsewhere() if outbox else ():
+                _tell(output.escaped(f"{count} more of {user}'s at {server}; they are sent as {user}."))
             return
         if retry:
             outbox.retry()
