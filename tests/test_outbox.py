@@ -1,6 +1,7 @@
 """Changes that are made while the server is away: the outbox, and the commands that fill and empty it."""
 
 import json
+import re
 import signal
 import stat
 import subprocess
@@ -13,12 +14,24 @@ import httpx
 import pytest
 
 from cable import Cable
-from conftest import SECRET, Server, User, bare_environ, free_port, make_user, stop, taskctl, wait_until_ready
+from conftest import (
+    SECRET,
+    Server,
+    User,
+    bare_environ,
+    free_port,
+    make_user,
+    stop,
+    taskctl,
+    taskctl_in_terminal,
+    wait_until_ready,
+)
 from taskctl import contexts, outbox
 from taskctl.client import Client
 from taskctl.desk import Desk
 from taskctl.errors import LocalError, ServerUnreachable, TaskNotFound, UsageInvalid, catalogue
 from taskctl.outbox import Outbox, Waiting
+from test_client import CUT, TASK, Scripted, http, ok, problem
 
 
 @pytest.fixture(scope="module")
@@ -458,3 +471,86 @@ def test_which_errors_mean_that_the_server_is_away():
         "shutting_down",
         "statement_timeout",
     }
+
+
+def test_what_an_editor_has_read_is_known(environ, cable, api):
+    """A change upon a task that was read is in conflict with any other since, whatever the clocks say."""
+    task = api.post("/tasks", json={"title": "one"}).json()
+    api.patch("/tasks/1", json={"title": "theirs"})
+    cable.cut()
+    with opened(environ) as desk:
+        desk.edit_task(1, {"title": "mine"}, before=task)
+    cable.mend()
+    (delivered,) = send(environ)
+    assert delivered.error is not None
+    assert delivered.error.detail == "The task is at version 2 and not at 1."
+
+
+@pytest.fixture
+def scripted(environ, user) -> Iterator[Scripted]:
+    """A server that answers by a script, in place of the one of `environ`."""
+    made = Scripted()
+    contexts.save_context("here", made.url, user.token, environ=environ)
+    yield made
+    made.close()
+
+
+def keep(environ, *changes) -> None:
+    """Keep changes, as if the server were away."""
+    with opened(environ) as desk:
+        desk.away = ServerUnreachable()
+        for change in changes:
+            change(desk)
+
+
+def test_a_fault_that_one_change_meets(environ, scripted):
+    """A change that the server fails at waits on, with what depends on it; a proxy may hide `/health`."""
+    keep(
+        environ,
+        lambda desk: desk.create_task("one", content={}),
+        lambda desk: desk.complete_task("new1"),
+        lambda desk: desk.create_task("two", content={}),
+    )
+    hidden = http(404, b"<p>", Content_Type="text/html")
+    scripted.script = [hidden, problem(500, "internal_error"), ok({**TASK, "id": 9}, 201)]
+    assert [each.waiting.number for each in send(environ)] == [3]
+    assert [seen.json["title"] for seen in scripted.seen[1:]] == ["one", "two"]
+    assert [each.number for each in box_of(environ).load().waiting] == [1, 2]
+
+
+def test_a_conflict_with_oneself_is_none(environ, scripted):
+    """A try that was cut off and has made the change leaves a version that the next try does not meet."""
+    keep(environ, lambda desk: desk.edit_task(7, {"title": "T"}))
+    conflict, changed = problem(412, "version_conflict"), {**TASK, "title": "T", "version": 4}
+    scripted.script = [ok({"status": "ok"}), ok(TASK), CUT, conflict, ok(changed)]
+    assert [each.task for each in send(environ)] == [changed]
+    assert [seen.headers.get("if-match") for seen in scripted.seen] == [None, None, '"3"', '"3"', None]
+
+
+def test_a_server_that_goes_away_again(environ, scripted):
+    """What was not done waits as before: it may still be given up, and is still in order."""
+    keep(environ, lambda desk: desk.delete_task(7), lambda desk: desk.delete_task(8))
+    before = box_of(environ).load()
+    scripted.script = [ok({"status": "ok"}), ok(TASK), *[problem(503, "overloaded", retry_after="9")] * 2]
+    with opened(environ) as desk:
+        assert desk.away is not None
+        assert desk.away.code == "overloaded"
+    assert box_of(environ).load() == before
+
+
+def test_what_waits_is_shown_in_a_terminal(environ, cable, server):
+    """`sync --list` tells each change, why it was refused, and that others wait elsewhere."""
+    cable.cut()
+    kept = taskctl_in_terminal("tasks", "add", "x" * 5, "-d", "d" * 10_001, environ=environ).out
+    assert kept.splitlines()[-3] == "Kept add new1  xxxxx"
+    cable.mend()
+    send(environ)
+    done = taskctl_in_terminal("tasks", "done", "new1", environ=environ)
+    assert done.out.splitlines()[-1] == "Kept: will be sent after what it depends on (2 waiting)"
+    lines = taskctl_in_terminal("tasks", "sync", "--list", environ=environ).out.splitlines()
+    assert [line[:13] for line in lines] == ["  1  add new1", "     refused:", "  2  done new"]
+    contexts.save_context("here", server.url, make_user().token, environ=environ)
+    said = taskctl_in_terminal("tasks", "sync", "--list", environ=environ).out
+    assert re.fullmatch(
+        r"Nothing waits to be sent\.\n2 more of user-\S+'s at http://\S+; they are .+\n", said
+    )

@@ -16,7 +16,7 @@ from conftest import Server, User, bare_environ, make_user, taskctl, taskctl_in_
 from taskctl import contexts, journal
 from taskctl.client import Client
 from taskctl.desk import Desk, Undone
-from taskctl.errors import LocalError, ServerUnreachable, VersionConflict
+from taskctl.errors import LocalError, ServerUnreachable, TaskNotFound, VersionConflict
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +167,23 @@ def test_what_somebody_has_changed_since_stays(environ, api):
     assert (done.code, done.err) == (0, "Left as it is: done 1\n")
     assert taskctl("tasks", "undo", environ=environ).code == 0
     assert api.get("/tasks/2").json()["title"] == "two"
+
+
+def test_what_is_so_already(environ, api):
+    """Where somebody else has done what an undo is to do, all is well; a task that is gone stays gone."""
+    with opened(environ) as desk:
+        desk.create_task("one", content={})
+    with opened(environ) as desk:
+        desk.edit_task(1, {"title": "first"})
+    with opened(environ) as desk:
+        desk.complete_task(1)
+    api.patch("/tasks/1/complete", json={"completed": False})
+    assert [each.error for each in undo(environ)] == [None]
+    api.delete("/tasks/1")
+    assert [type(each.error) for each in undo(environ)] == [TaskNotFound]
+    with opened(environ) as desk:
+        assert [part.did for part in desk.forget_last_change().parts] == ["edit"]
+    assert [each.error for each in undo(environ)] == [None]
 
 
 def test_another_terminal_s_changes_are_its_own(environ, api):

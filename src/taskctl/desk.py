@@ -378,7 +378,7 @@ class Desk:
         """Take back what has not been sent."""
         known = next((waiting for waiting in self.waiting() if waiting.number == part.kept), None)
         if known is None:
-            gone = "It cannot be taken back: it was sent by another command, at the same moment."
+            gone = "It cannot be taken back: it waits no longer, and what became of it is not known here."
             return Undone(part, error=LocalError(gone))
         if known.tried and not known.refused:
             perhaps = "The server may have it already: it can be taken back when the server answers again."

@@ -178,28 +178,21 @@ class Outbox:
         """
         with private_file.exclusive(self._file, ".sending"), private_file.exclusive(self._file):
             box = self.load()
-            chosen = _numbered(box, number)
-            gone = [chosen]
-            if chosen.operation["op"] == "create":
-                gone = [waiting for waiting in box.waiting if waiting.subject == chosen.subject]
+            gone = [waiting for waiting in box.waiting if waiting.number == number]
+            if not gone:
+                raise UsageInvalid(f"No change waits under number {number}.")
+            if gone[0].operation["op"] == "create":
+                gone = [waiting for waiting in box.waiting if waiting.subject == gone[0].subject]
             numbers = {waiting.number for waiting in gone}
             self._write(box._replace(waiting=tuple(one for one in box.waiting if one.number not in numbers)))
         return gone
 
-    def retry(self, number: int | None = None) -> None:
-        """Have what was refused sent again, over what has become of the tasks since: all, or one.
-
-        Raises:
-            UsageInvalid: no change has this number, too.
-        """
+    def retry(self) -> None:
+        """Have what was refused sent again, over what has become of the tasks since."""
         with private_file.exclusive(self._file):
             box = self.load()
-            if number is not None:
-                _numbered(box, number)
-            waiting = [
-                _anew(one) if one.refused and number in {None, one.number} else one for one in box.waiting
-            ]
-            self._write(box._replace(waiting=tuple(waiting)))
+            again = (_anew(waiting) if waiting.refused else waiting for waiting in box.waiting)
+            self._write(box._replace(waiting=tuple(again)))
 
     def deliver(self, client: "Client", settle: Settle) -> Iterator[Delivered]:
         """Send what waits, in order, and tell of each change.
@@ -351,13 +344,6 @@ def _anew(waiting: Waiting) -> Waiting:
     """A change as if it were made now, upon the task as it is."""
     operation = {name: value for name, value in waiting.operation.items() if name != "if_version"}
     return waiting._replace(operation=operation, kept_at=operations.now(), refused=None)
-
-
-def _numbered(box: Box, number: int) -> Waiting:
-    for waiting in box.waiting:
-        if waiting.number == number:
-            return waiting
-    raise UsageInvalid(f"No change waits under number {number}.")
 
 
 def _theirs(client: "Client", waiting: Waiting) -> dict[str, Any]:

@@ -127,8 +127,11 @@ def list_(
     with desk(context) as opened:
         try:
             output.print_tasks(pages(opened.client), how)
-        finally:
-            offline.tell_waiting(opened)
+        except TaskctlError:
+            if how not in {Form.JSON, Form.NDJSON}:  # there the error is all that stderr has
+                offline.tell_waiting(opened)
+            raise
+        offline.tell_waiting(opened)
     if more and how is Form.TERMINAL:
         output.note(f"{shown} shown; --all for all of them.")
 
