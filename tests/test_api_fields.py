@@ -122,7 +122,7 @@ async def test_due_dates(api: httpx.AsyncClient, sent: str, stored: str) -> None
         *(("recurrence", each) for each in ("", "x" * 501, 1)),
         *(
             ("time_zone", each)
-            for each in ("", "Mars/Olympus", "../../etc/passwd", "/etc/localtime", "x" * 65, "Europe", 1, "\0")
+            for each in ("", "Mars/Olympus", "../../etc/passwd", "/etc/localtime", "x" * 65, 1, "\0")
         ),
         *(("extra", each) for each in ([], "x", 1, {"a": "x" * 8192}, {"ü" * 4096: 1})),
     ],
