@@ -1,9 +1,21 @@
-"""The way to a server, which can be cut: a port of our own that leads to the server's."""
+"""The way to a server, which can be cut: a port of our own that leads there; and a desk at its end."""
 
 import contextlib
 import socket
 import threading
+from typing import Any
 from urllib.parse import urlsplit
+
+from taskctl.client import Client
+from taskctl.contexts import Flags, resolve
+from taskctl.desk import Desk
+
+
+def opened(environ: dict[str, str], **options: Any) -> Desk:
+    """A desk as commands have it, in this process."""
+    settings = resolve(Flags(), environ)
+    client = Client(settings.server, settings.token, timeout=settings.timeout)
+    return Desk(client, settings, environ=environ, **options)
 
 
 class Cable:

@@ -11,11 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from cable import Cable
+from cable import Cable, opened
 from conftest import Server, User, bare_environ, make_user, taskctl, taskctl_in_terminal
 from taskctl import contexts, journal
-from taskctl.client import Client
-from taskctl.desk import Desk, Undone
+from taskctl.desk import Undone
 from taskctl.errors import LocalError, ServerUnreachable, TaskNotFound, VersionConflict
 
 
@@ -45,13 +44,6 @@ def api(server: Server, user: User) -> Iterator[httpx.Client]:
     """Somebody else at the same tasks, whom no cable concerns."""
     with httpx.Client(base_url=f"{server.url}/api/v1/me", headers=user.headers) as client:
         yield client
-
-
-def opened(environ: dict[str, str], **options: Any) -> Desk:
-    """A desk as commands have it, with little patience."""
-    settings = contexts.resolve(contexts.Flags(), environ)
-    client = Client(settings.server, settings.token, timeout=float(environ["TASKCTL_TIMEOUT"]))
-    return Desk(client, settings, environ=environ, **options)
 
 
 def undo(environ: dict[str, str]) -> list[Undone]:

@@ -419,7 +419,7 @@ def _change(change: Callable[[Contexts], Contexts], environ: Mapping[str, str]) 
             "current": after.current,
             "contexts": {name: _members(context) for name, context in after.contexts.items()},
         }
-        private_file.replace(file, data)
+        private_file.replace(file, data, indent=2)
         for name, context in before.contexts.items():
             if context.held and not after.contexts.get(name, Context("")).held:
                 from taskctl import vault  # noqa: PLC0415 - for the few that keep secrets there

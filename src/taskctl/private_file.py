@@ -83,12 +83,13 @@ def exclusive(file: Path, suffix: str = ".lock") -> Iterator[None]:
         os.close(lock)  # which unlocks
 
 
-def replace(file: Path, data: Any, *, durable: bool = True) -> None:
+def replace(file: Path, data: Any, *, indent: int | None = None, durable: bool = True) -> None:
     """Write `data` in place of the file; a reader sees the old content or the new one, whole.
 
     Args:
         file: in a folder that exists.
         data: what JSON can say.
+        indent: spaces, for a file that people edit; one that grows is written several times as fast without.
         durable: whether to return only when it would survive a loss of power.
 
     Raises:
@@ -99,8 +100,7 @@ def replace(file: Path, data: Any, *, durable: bool = True) -> None:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                json.dump(data, stream, indent=2)
-                stream.write("\n")
+                stream.write(json.dumps(data, indent=indent) + "\n")
                 stream.flush()
                 if durable:
                     os.fsync(stream.fileno())
