@@ -53,10 +53,10 @@ def desk(context: typer.Context, *, sends: bool = True) -> Iterator[Desk]:
 
 
 def tell_waiting(opened: Desk) -> None:
-    """Say that a list lacks what waits, if something does."""
+    """Say what a list may lack, if something waits."""
     if waiting := len(opened.waiting()):
         what = "1 change waits" if waiting == 1 else f"{waiting} changes wait"
-        _tell(f"{what} to be sent, and what is shown is without. {_WHERE}")
+        _tell(f"{what} to be sent: `taskctl tasks sync --list` shows which.")
 
 
 def print_kept(waiting: "Waiting", how: Form) -> None:
