@@ -70,7 +70,21 @@ CRYPTOGRAPHY = {"cryptography", "cffi", "_cffi_backend", "_openssl"}
 PYJWT = {"jwt", *CRYPTOGRAPHY}
 CLIENT = {
     f"taskctl.{name}"
-    for name in ("addresses", "answers", "better_auth", "claims", "client", "contexts", "transport", "vault")
+    for name in (
+        "addresses",
+        "answers",
+        "better_auth",
+        "claims",
+        "client",
+        "contexts",
+        "desk",
+        "journal",
+        "operations",
+        "outbox",
+        "private_file",
+        "transport",
+        "vault",
+    )
 }
 ORM = {"sqlalchemy", "sqlmodel", "alembic"}
 HTTP = {"fastapi", "starlette", "uvicorn"}
@@ -129,19 +143,32 @@ def inside(modules, *names):
         ("taskctl.tokens", PYJWT, {"errors", "jwks", "jws", "strict_json", "vocabulary"}),
         ("taskctl.addresses", set(), {"errors", "vocabulary"}),
         ("taskctl.claims", set(), set()),
-        ("taskctl.contexts", set(), {"addresses", "errors", "vocabulary"}),
+        ("taskctl.private_file", set(), {"errors"}),
+        ("taskctl.contexts", set(), {"addresses", "errors", "private_file", "vocabulary"}),
         ("taskctl.vault", set(), {"errors"}),
         ("taskctl.answers", set(), {"errors"}),
-        ("taskctl.transport", set(), {"addresses", "answers", "contexts", "errors", "vocabulary"}),
+        (
+            "taskctl.transport",
+            set(),
+            {"addresses", "answers", "contexts", "errors", "private_file", "vocabulary"},
+        ),
         (
             "taskctl.client",
             set(),
-            {"addresses", "answers", "contexts", "errors", "transport", "vocabulary"},
+            {"addresses", "answers", "contexts", "errors", "private_file", "transport", "vocabulary"},
         ),
         (
             "taskctl.better_auth",
             set(),
-            {"addresses", "answers", "contexts", "errors", "transport", "vocabulary"},
+            {"addresses", "answers", "contexts", "errors", "private_file", "transport", "vocabulary"},
+        ),
+        ("taskctl.operations", set(), set()),
+        ("taskctl.outbox", set(), {"errors", "operations", "private_file"}),
+        ("taskctl.journal", set(), {"errors", "operations", "private_file"}),
+        (
+            "taskctl.desk",
+            set(),
+            {"addresses", "claims", "contexts", "errors", "operations", "private_file", "vocabulary"},
         ),
         ("taskctl.server.queries", set(), {"server", "vocabulary"}),
         ("taskctl.server.recurrence", {"dateutil"}, {"server", "recurrence", "vocabulary"}),
@@ -212,7 +239,9 @@ def test_layers(module):
     if inside([module], "taskctl.server"):
         assert inside(found, *CLIENT) == []
     if inside(
-        [module], *CLIENT, *(f"taskctl.cli.{name}" for name in ("tasks", "account", "login", "doctor"))
+        [module],
+        *CLIENT,
+        *(f"taskctl.cli.{name}" for name in ("tasks", "offline", "account", "login", "doctor")),
     ):
         assert inside(found, *HEAVY) == []
     data = ("queries", "tables", "database", "sessions", "pool", "pipeline", "migrations")

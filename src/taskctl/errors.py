@@ -26,6 +26,8 @@ class TaskctlError(Exception):
     code: ClassVar[str]
     status: ClassVar[int]
     exit_code: ClassVar[int] = 1
+    maybe_done: bool = False
+    """Whether the server may have done what was asked all the same: an answer was lost."""
 
     def __init__(
         self,
