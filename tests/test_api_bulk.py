@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import Server, User, client_of, make_user
-from taskctl import errors, operations
+from taskctl import errors
+from taskctl.bulk import BulkAnswer
 from taskctl.client import Client
 from taskctl.server.bulk import BULK, BULK_ONCE
 
@@ -35,7 +36,7 @@ async def done(api: httpx.AsyncClient, *given: dict[str, Any], **options: Any) -
     """The results, which are the wire model's byte for byte."""
     answer = await bulk(api, *given, **options)
     assert answer.status_code == 200, answer.text
-    model = operations.BulkAnswer.model_validate_json(answer.content)
+    model = BulkAnswer.model_validate_json(answer.content)
     assert model.model_dump_json(exclude_unset=True).encode() == answer.content
     return list(answer.json()["results"])
 

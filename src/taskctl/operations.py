@@ -1,222 +1,105 @@
-"""What a bulk request is made of, and its answer: wire models as those of `models`."""
+"""A change of a task as data, in the shape that the API's bulk request has. Standard library only.
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+So a change can be made now, be kept for later, or be written down as what takes another one back:
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    PrivateAttr,
-    StrictBool,
-    StrictInt,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
-from pydantic.json_schema import SkipJsonSchema
-from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+    {"op": "create", "task": {"title": …, …}, "key": …}
+    {"op": "patch", "id": 5, "changes": {…}, "if_version": 3}
+    {"op": "complete", "id": 5, "completed": true, "if_version": 3}
+    {"op": "delete", "id": 5, "if_version": 3}
+    {"op": "restore", "id": 5}
 
-from taskctl.models import Body, Invalid, Task, TaskContent, TaskPatch
-from taskctl.vocabulary import BULK_MAX, IDEMPOTENCY_KEY_MAX
+`if_version` may be left out. Where a change is kept, `id` may also be the `Reference` to a task that is not
+there yet.
+"""
 
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, cast
 
-def _whole(value: Any) -> Any:
-    """JSON knows one kind of number: `5.0` is as whole as `5`."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+if TYPE_CHECKING:
+    from taskctl.client import Client, ContentDict, TaskDict
 
+Reference = int | str
+"""A task: its id, or `new3` for the one that the kept change number 3 is going to make."""
 
-_WHOLE_MAX = 2**53 - 1
-"""The largest whole number that all who read JSON agree about (RFC 8259, section 6)."""
+Operation = Mapping[str, Any]
 
-# The validator comes last: what stands after it is not in the schema.
-_Id = Annotated[StrictInt, Field(ge=1, le=_WHOLE_MAX), BeforeValidator(_whole)]
-_Version = Annotated[
-    StrictInt,
-    Field(ge=1, le=_WHOLE_MAX, description="Only where the task is at this version."),
-    BeforeValidator(_whole),
-]
+_NEW = re.compile(r"new([1-9][0-9]{0,8})")
 
 
-class CreateOperation(Body):
-    """Create a task."""
-
-    op: Literal["create"]
-    task: TaskContent
-    key: Annotated[str, StringConstraints(pattern=f"^[!-~]{{1,{IDEMPOTENCY_KEY_MAX}}}$")] | None = Field(
-        None, description="As `Idempotency-Key` of a single create."
-    )
+def reference_to(number: int) -> str:
+    """How a task is called that the kept change `number` is going to make."""
+    return f"new{number}"
 
 
-class PatchOperation(Body):
-    """Change some of a task, as PATCH does."""
-
-    op: Literal["patch"]
-    id: _Id
-    changes: TaskPatch
-    if_version: _Version | None = None
+def is_new(reference: Reference) -> bool:
+    """Whether it names a task by the change that makes it."""
+    return isinstance(reference, str) and _NEW.fullmatch(reference) is not None
 
 
-class CompleteOperation(Body):
-    """Complete a task, or reopen it."""
-
-    op: Literal["complete"]
-    id: _Id
-    completed: StrictBool = True
-    if_version: _Version | None = None
-
-
-class DeleteOperation(Body):
-    """Move a task to the trash."""
-
-    op: Literal["delete"]
-    id: _Id
-    if_version: _Version | None = None
-
-
-class RestoreOperation(Body):
-    """Take a task out of the trash."""
-
-    op: Literal["restore"]
-    id: _Id
-    if_version: _Version | None = None
-
-
-Operation = CreateOperation | PatchOperation | CompleteOperation | DeleteOperation | RestoreOperation
-
-_CONTENT = {"task", "changes"}
-"""The members of operations that hold what people have written."""
-
-
-class BulkContent(Body):
-    """Many operations at once, each task at most once among them.
-
-    What is wrong with an operation refuses the whole request. Only where each stands on its own, what is
-    wrong within a `task` or `changes` refuses that operation alone: it is left out of `operations`.
-    """
-
-    atomic: StrictBool = Field(True, description="All or nothing; else each operation on its own.")
-    operations: list[Annotated[Operation, Field(discriminator="op")]] = Field(
-        min_length=1, max_length=BULK_MAX
-    )
-
-    _refused: dict[int, list[ErrorDetails]] = PrivateAttr(default_factory=dict)
-
-    @property
-    def refused(self) -> dict[int, list[ErrorDetails]]:
-        """The operations that were refused alone: what is wrong, by position."""
-        return self._refused
-
-    @property
-    def placed(self) -> list[tuple[int, Operation]]:
-        """The other operations with their positions."""
-        places = range(len(self.operations) + len(self._refused))
-        return list(
-            zip((place for place in places if place not in self._refused), self.operations, strict=True)
+def perform(client: "Client", operation: Operation) -> "TaskDict | None":
+    """Make a change now; None for one that leaves no task. Raises what the client's method does."""
+    kind, version = operation["op"], operation.get("if_version")
+    task: TaskDict | None = None
+    if kind == "create":
+        content = dict(operation["task"])
+        title = content.pop("title")
+        task = client.create_task(
+            title, content=cast("ContentDict", content), idempotency_key=operation["key"]
         )
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _each_on_its_own(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            bulk = handler(value)
-        except ValidationError as error:
-            wrong = _without_tags(error)
-            apart = isinstance(value, dict) and value.get("atomic") is False
-            if not (apart and all(map(_in_content, wrong))):
-                raise _failed(wrong) from None
-            refused: dict[int, list[ErrorDetails]] = {}
-            for each in wrong:
-                refused.setdefault(int(each["loc"][1]), []).append(each)
-            rest = [each for place, each in enumerate(value["operations"]) if place not in refused]
-            bulk = (
-                handler(value | {"operations": rest})
-                if rest
-                else cls.model_construct(atomic=False, operations=[])
-            )
-            bulk.refused.update(refused)
-        if wrong := list(_repeated(bulk.placed)):
-            raise _failed(wrong)
-        return bulk
+    elif kind == "patch":
+        task = client.edit_task(operation["id"], operation["changes"], if_version=version)
+    elif kind == "complete":
+        task = client.complete_task(operation["id"], completed=operation["completed"], if_version=version)
+    elif kind == "restore":
+        task = client.restore_task(operation["id"], if_version=version)
+    else:
+        client.delete_task(operation["id"], if_version=version)
+    return task
 
 
-def _repeated(placed: list[tuple[int, Operation]]) -> Iterator[ErrorDetails]:
-    """One statement changes a row once: of two operations on a task the second is an error."""
-    places: dict[int, int] = {}
-    for place, operation in placed:
-        if not isinstance(operation, CreateOperation):
-            first = places.setdefault(operation.id, place)
-            if first != place:
-                message = f"operation {first} is about this task already"
-                yield ErrorDetails(type="repeated", loc=("operations", place, "id"), msg=message, input=None)
+def wanted(operation: Operation) -> Mapping[str, Any]:
+    """The members that a change gives a task, and their values."""
+    if operation["op"] == "complete":
+        return {"completed": operation["completed"]}
+    changes: Mapping[str, Any] = operation["task" if operation["op"] == "create" else "changes"]
+    return changes
 
 
-def _without_tags(error: ValidationError) -> list[ErrorDetails]:
-    """What is wrong, where the sender would look for it: pydantic adds the `op` to each place."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    for each in found:
-        where = each["loc"]
-        if where[:1] == ("operations",):
-            each["loc"] = where[:2] + where[3:]
-    return found
+def is_so(operation: Operation, task: "TaskDict") -> bool:
+    """Whether a task that exists is as the change would make it."""
+    if operation["op"] == "delete":
+        return False
+    members: Mapping[str, Any] = task
+    return all(name in members and members[name] == value for name, value in wanted(operation).items())
 
 
-def _in_content(wrong: ErrorDetails) -> bool:
-    where = wrong["loc"]
-    inside = where[:1] == ("operations",) and where[2:3] and where[2] in _CONTENT
-    return bool(inside and (len(where) > 3 or wrong["type"] != "missing"))  # noqa: PLR2004 - deeper
+def verb(operation: Operation) -> str:
+    """The command that makes such a change."""
+    if operation["op"] == "complete":
+        return "done" if operation["completed"] else "reopen"
+    return {"create": "add", "patch": "edit", "delete": "rm", "restore": "restore"}[operation["op"]]
 
 
-def _failed(wrong: list[ErrorDetails]) -> ValidationError:
-    return ValidationError.from_exception_data(
-        BulkContent.__name__,
-        [
-            InitErrorDetails(
-                type=PydanticCustomError(each["type"], each["msg"]),
-                loc=each["loc"],
-                input=None,
-            )
-            for each in wrong
-        ],
-    )
+def now() -> str:
+    """This moment by this machine's clock, as the API writes times."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _without_defaults(schema: dict[str, Any]) -> None:
-    for member in schema["properties"].values():
-        member.pop("default", None)
-
-
-class Refusal(BaseModel):
-    """Why an operation was not done."""
-
-    model_config = ConfigDict(json_schema_extra=_without_defaults)
-
-    code: str = Field(description="As in a problem document.")
-    detail: str
-    current_version: int | SkipJsonSchema[None] = Field(
-        None, description="With version_conflict: the task's version."
-    )
-    errors: list[Invalid] | SkipJsonSchema[None] = Field(
-        None, description="With validation_failed: each thing that is wrong."
-    )
-
-
-class OperationResult(BaseModel):
-    """What has become of an operation."""
-
-    model_config = ConfigDict(json_schema_extra=_without_defaults)
-
-    status: int = Field(description="What a request of its own would have been answered; 424: undone.")
-    task: Task | SkipJsonSchema[None] = Field(None, description="With 200 and 201.")
-    replayed: bool | SkipJsonSchema[None] = Field(
-        None, description="True where this key made the task before."
-    )
-    problem: Refusal | SkipJsonSchema[None] = Field(None, description="Where it was refused.")
-
-
-class BulkAnswer(BaseModel):
-    """One result for each operation, in their order."""
-
-    results: list[OperationResult]
+def check(operation: Operation) -> None:
+    """Raise ValueError, TypeError or KeyError where something is no change of those that can be kept."""
+    kind, version = operation["op"], operation.get("if_version")
+    if kind == "create":
+        good = isinstance(operation["task"]["title"], str) and isinstance(operation["key"], str)
+    else:
+        good = isinstance(operation["id"], int) or is_new(operation["id"])
+        good = good and isinstance(version, int | None)
+        if kind == "patch":
+            good = good and isinstance(operation["changes"], dict)
+        elif kind == "complete":
+            good = good and isinstance(operation["completed"], bool)
+        else:
+            good = good and kind in {"delete", "restore"}
+    if not good:
+        raise ValueError("no change")

@@ -8,9 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Response
 from pydantic.json_schema import SkipJsonSchema
 
-from taskctl.errors import BulkRefused, IdempotencyKeyReused, MethodNotAllowed, Overloaded
-from taskctl.models import RECURRENCE_NEEDS_DUE, Problem, compact
-from taskctl.operations import (
+from taskctl.bulk import (
     BulkAnswer,
     BulkContent,
     CompleteOperation,
@@ -18,6 +16,8 @@ from taskctl.operations import (
     Operation,
     PatchOperation,
 )
+from taskctl.errors import BulkRefused, IdempotencyKeyReused, MethodNotAllowed, Overloaded
+from taskctl.models import RECURRENCE_NEEDS_DUE, Problem, compact
 from taskctl.server.bulk import BULK, BULK_ONCE
 from taskctl.server.routes.tasks import (
     BEARER,
