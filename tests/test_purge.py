@@ -29,7 +29,7 @@ def execute(url: str, statement: Any) -> list[tuple[Any, ...]]:
 
 
 def fill(url: str, *, tasks: int = 2500) -> None:
-    """One user's trash, every second task of which went there 31 days ago, as did the first 100 changes."""
+    """One user's trash, half of it and of the changes 31 days old, and five answers, three of them two days old."""
     execute(
         url,
         f"""
@@ -41,7 +41,9 @@ def fill(url: str, *, tasks: int = 2500) -> None:
         VALUES ('a', {tasks + 1}, 'old, and not deleted', false, 1, now() - interval '1 year');
         INSERT INTO change (user_id, number, type, task_id, at, task)
         SELECT 'a', n, 'created', 1, now() - make_interval(days => 31 * (n <= 100)::int), '{{}}'
-        FROM generate_series(1, 200) AS n
+        FROM generate_series(1, 200) AS n;
+        INSERT INTO bulk (user_id, key, digest, answer, created_at)
+        SELECT 'a', n, 'd', '', now() - make_interval(days => 2 * (n % 2)) FROM generate_series(1, 5) AS n
         """,  # noqa: S608 - numbers
     )
 
@@ -55,13 +57,14 @@ def test_purge(database: str, tmp_path: Any) -> None:
     fill(database)
     environ = bare_environ(tmp_path, TASKCTL_ENV="prod", DATABASE_URL=database)
     done = taskctl("db", "purge", environ=environ)
-    assert (done.code, done.out, done.err) == (0, "Purged 1250 tasks and 100 changes.\n", "")
+    assert (done.code, done.out, done.err) == (0, "Purged 1250 tasks, 100 changes and 3 answers.\n", "")
     assert left(database) == [(1251, 101)]
     done = taskctl("db", "purge", "--json", environ=environ)
-    assert json.loads(done.out) == {"tasks": 0, "changes": 0}
+    assert json.loads(done.out) == {"tasks": 0, "changes": 0, "answers": 0}
     done = taskctl("db", "purge", "--json", environ=environ | {"TASKCTL_TRASH_DAYS": "0"})
-    assert json.loads(done.out) == {"tasks": 1250, "changes": 0}
+    assert json.loads(done.out) == {"tasks": 1250, "changes": 0, "answers": 0}
     assert execute(database, "SELECT title FROM task") == [("old, and not deleted",)]
+    assert execute(database, "SELECT key FROM bulk ORDER BY key") == [("2",), ("4",)]
 
 
 @pytest.mark.parametrize("days", ["-1", "x", "1.5", "36501"])

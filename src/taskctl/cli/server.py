@@ -242,7 +242,7 @@ def purge(as_json: output.Json = False) -> None:
     if as_json:
         output.print_json(output.compact(asdict(done)))
     else:
-        typer.echo(f"Purged {done.tasks} tasks and {done.changes} changes.")
+        typer.echo(f"Purged {done.tasks} tasks, {done.changes} changes and {done.answers} answers.")
 
 
 @db.command()

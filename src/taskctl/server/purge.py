@@ -1,4 +1,4 @@
-"""Removing for good what nobody can ask for any more: old trash, and old entries of the log of changes.
+"""Removing for good what nobody can ask for any more: old trash, old changes, old answers to bulk requests.
 
 Each statement removes a part and is complete by itself. Of several servers that purge at the same moment one
 does, and the others find nothing to do.
@@ -62,6 +62,25 @@ PURGE_CHANGES = Statement(
 )
 """-> how many."""
 
+PURGE_ANSWERS = Statement(
+    "purge_answers",
+    f"""
+    {_MINE}, old AS MATERIALIZED (
+        SELECT user_id, key FROM bulk
+        WHERE (SELECT locked FROM mine) AND created_at < now() - make_interval(days => %(days)s::int)
+        LIMIT {_PART}
+    ), gone AS (
+        DELETE FROM bulk USING old WHERE bulk.user_id = old.user_id AND bulk.key = old.key
+        RETURNING bulk.key
+    )
+    SELECT count(*) FROM gone
+    """,  # noqa: S608 - constants of this module
+)
+"""-> how many."""
+
+_ANSWERS_DAYS = 1
+"""How long a bulk request that is sent again gets the first answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Purged:
@@ -69,12 +88,14 @@ class Purged:
 
     tasks: int
     changes: int
+    answers: int
 
 
 def _rules(settings: ServerSettings) -> dict[str, tuple[Statement, int]]:
     return {
         "tasks": (PURGE_TASKS, settings.trash_days),
         "changes": (PURGE_CHANGES, settings.changes_days),
+        "answers": (PURGE_ANSWERS, _ANSWERS_DAYS),
     }
 
 
@@ -118,5 +139,5 @@ async def keep_purging(settings: ServerSettings, database: Database) -> None:
         except Exception:
             log.exception("purge_failed")
         else:
-            if done != Purged(0, 0):
+            if done != Purged(0, 0, 0):
                 log.info("purged", **asdict(done))
