@@ -17,6 +17,9 @@ ODD = "o'dd \"/%\u202e"
 """A user id that needs care wherever it is printed or asked for."""
 
 
+TABLES = ("account", "bulk", "change", "task")
+
+
 @pytest.fixture
 def environ(empty_database: str, tmp_path: Path) -> dict[str, str]:
     """A database with three people in it."""
@@ -26,6 +29,7 @@ def environ(empty_database: str, tmp_path: Path) -> dict[str, str]:
             for number in range(count):
                 key = {"user_id": user, "key": f"k{number}", "digest": b"d", "title": f"{user} {number}"}
                 connection.execute(CREATE_TASK.sql, CONTENT | key)
+            connection.execute("INSERT INTO bulk VALUES (%s, 'k', 'd', %s)", [user, f"answer to {user}"])
         on = {"user_id": "ada", "versions": None}
         connection.execute(DELETE_TASK.sql, on | {"id": 1})
         connection.execute(COMPLETE_TASK.sql, on | {"id": 2, "completed": True})
@@ -35,7 +39,7 @@ def environ(empty_database: str, tmp_path: Path) -> dict[str, str]:
 def rows(environ: dict[str, str], user: str) -> dict[str, int]:
     found = {}
     with psycopg.connect(environ["DATABASE_URL"]) as connection:
-        for table in ("account", "change", "task"):
+        for table in TABLES:
             query = sql.SQL("SELECT count(*) FROM {} WHERE user_id = %s").format(sql.Identifier(table))
             [found[table]] = connection.execute(query, [user]).fetchone() or ()
     return found
@@ -75,7 +79,7 @@ def test_erase(environ: dict[str, str]) -> None:
     before = {user: rows(environ, user) for user in ("ada", "bob", ODD)}
     done = taskctl("users", "erase", "ada", "--yes", "--json", environ=environ)
     assert json.loads(done.out) == {"user_id": "ada", "erased": before["ada"], "left": 0}
-    assert rows(environ, "ada") == {"account": 0, "change": 0, "task": 0}
+    assert rows(environ, "ada") == dict.fromkeys(TABLES, 0)
     assert {user: rows(environ, user) for user in ("bob", ODD)} == {
         user: before[user] for user in ("bob", ODD)
     }
@@ -83,7 +87,7 @@ def test_erase(environ: dict[str, str]) -> None:
     assert done.out.endswith("nothing is left.\n")
     assert "\u202e" not in done.out
     with psycopg.connect(environ["DATABASE_URL"]) as connection:
-        for table in ("account", "change", "task"):
+        for table in TABLES:
             query = sql.SQL("SELECT coalesce(string_agg(t::text, ''), '') FROM {} t")
             [text] = connection.execute(query.format(sql.Identifier(table))).fetchone() or ()
             assert "ada" not in text

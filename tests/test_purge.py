@@ -29,7 +29,7 @@ def execute(url: str, statement: Any) -> list[tuple[Any, ...]]:
 
 
 def fill(url: str, *, tasks: int = 2500) -> None:
-    """One user's trash, half of it and of the changes 31 days old, and five answers, three of them two days old."""
+    """One user's trash and changes, half of them 31 days old, and answers, three of five two days old."""
     execute(
         url,
         f"""
