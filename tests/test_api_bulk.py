@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import Server, User, client_of, make_user
+from conftest import Server, User, client_of, make_user, running
 from taskctl import errors
 from taskctl.bulk import BulkAnswer
 from taskctl.client import Client
@@ -93,6 +93,18 @@ async def test_everything_at_once(api: httpx.AsyncClient, database_url: str, use
     assert [task for *_, number, task in logged if number != 3] == [told[n] for n in (6, 1, 2, 5, 7)]
     trash = (await api.get(f"{TASKS}?status=deleted")).json()["items"]
     assert logged[3][3] == trash[0]
+
+
+async def test_without_the_pipeline(database_url: str, user: User) -> None:
+    """Behind a pooler, where statements have sessions of their own, it is the same."""
+    async with running(database_url, user, TASKCTL_PIPELINE="off") as api:
+        answers = await asyncio.gather(
+            *(bulk(api, make(**RECURRING), {"op": "delete", "id": 9}, key="k") for _ in range(5))
+        )
+        assert len({answer.content for answer in answers}) == 1
+        assert short(answers[0].json()["results"]) == [201, "task_not_found"]
+        [completed] = await done(api, {"op": "complete", "id": 1}, atomic=True)
+        assert completed["task"]["next_id"] == 2
 
 
 async def test_all_or_nothing(api: httpx.AsyncClient, database_url: str, user: User) -> None:
