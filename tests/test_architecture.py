@@ -166,7 +166,7 @@ def test_layers(module):
         [module], *CLIENT, *(f"taskctl.cli.{name}" for name in ("tasks", "account", "login", "doctor"))
     ):
         assert inside(found, *HEAVY) == []
-    data = ("queries", "tables", "database", "sessions", "pool", "pipeline", "migrations")
+    data = ("queries", "tables", "database", "sessions", "feed", "pool", "pipeline", "migrations")
     if inside([module], *(f"taskctl.server.{name}" for name in data)):
         assert inside(found, "fastapi", "starlette") == []
 
@@ -174,7 +174,17 @@ def test_layers(module):
 SQL = re.compile(
     r"\b(SELECT\s|INSERT\s+INTO\b|UPDATE\s+\w+\s+SET\b|DELETE\s+FROM\b|CREATE\s+TABLE\b|SET\s+\w+\s*=)"
 )
-DATA = ["queries", "tables", "database", "sessions", "migrations", "embedded", "backup", "distribution"]
+DATA = [
+    "queries",
+    "tables",
+    "database",
+    "sessions",
+    "feed",
+    "migrations",
+    "embedded",
+    "backup",
+    "distribution",
+]
 MAY_HOLD_SQL = {f"taskctl.server.{name}" for name in DATA}
 
 

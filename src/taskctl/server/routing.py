@@ -41,6 +41,7 @@ from taskctl.errors import (
 )
 from taskctl.server.database import Database
 from taskctl.server.draining import Drain
+from taskctl.server.feed import Feed
 from taskctl.server.limits import Limiter
 from taskctl.server.metrics import Metrics
 from taskctl.server.queries import Statement
@@ -86,19 +87,31 @@ class Service:
     """None where there are no traces."""
     started: float
     """`time.monotonic()` when the process started to serve."""
+    feed: Feed
     drain: Drain = field(default_factory=Drain)
 
 
 class Exchange:
     """What is known of one request for its answer's headers and its line in the log."""
 
-    __slots__ = ("answered", "database_seconds", "rate_limit", "request_id", "span", "started", "user_id")
+    __slots__ = (
+        "answered",
+        "began",
+        "database_seconds",
+        "rate_limit",
+        "request_id",
+        "span",
+        "started",
+        "user_id",
+    )
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.started = time.perf_counter()
         self.answered = False
         """Whether the answer has begun."""
+        self.began: float | None = None
+        """When the answer has begun, where it has no end of its own."""
         self.database_seconds: float | None = None
         self.user_id: str | None = None
         self.rate_limit: str | None = None
@@ -150,6 +163,8 @@ class Call(Request):
                 metrics.statement_ended(statement.name, seconds)
             if service.tracing is not None:
                 service.tracing.statement(exchange.span, statement.name, seconds, failure)
+            if not statement.reads_only:
+                service.feed.wrote(self.identity.user_id)
 
 
 class PublicRoute(APIRoute):

@@ -121,7 +121,7 @@ IfMatch = Annotated[
 ]
 
 
-async def _owner(
+async def declare_owner(
     user_id: Annotated[str, Path(description="The `sub` of the token; `me` stands for it.", examples=["me"])],
 ) -> None:
     """Declared for the OpenAPI document; `TaskRoute` does what it says."""
@@ -131,7 +131,7 @@ router = APIRouter(
     prefix=f"{API_PREFIX}/{{user_id}}",
     route_class=TaskRoute,
     dependencies=[
-        Depends(_owner),
+        Depends(declare_owner),
         Depends(BEARER),
     ],
     responses=PROBLEMS,
