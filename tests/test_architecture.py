@@ -34,7 +34,17 @@ CRYPTOGRAPHY = {"cryptography", "cffi", "_cffi_backend", "_openssl"}
 PYJWT = {"jwt", *CRYPTOGRAPHY}
 CLIENT = {
     f"taskctl.{name}"
-    for name in ("addresses", "answers", "better_auth", "claims", "client", "contexts", "transport", "vault")
+    for name in (
+        "addresses",
+        "answers",
+        "better_auth",
+        "claims",
+        "client",
+        "contexts",
+        "events",
+        "transport",
+        "vault",
+    )
 }
 ORM = {"sqlalchemy", "sqlmodel", "alembic"}
 HTTP = {"fastapi", "starlette", "uvicorn"}
@@ -94,6 +104,7 @@ def inside(modules, *names):
         ("taskctl.vault", set(), {"errors"}),
         ("taskctl.answers", set(), {"errors"}),
         ("taskctl.transport", set(), {"addresses", "answers", "contexts", "errors", "vocabulary"}),
+        ("taskctl.events", set(), {"vocabulary"}),
         (
             "taskctl.client",
             set(),
@@ -163,7 +174,9 @@ def test_layers(module):
     if inside([module], "taskctl.server"):
         assert inside(found, *CLIENT) == []
     if inside(
-        [module], *CLIENT, *(f"taskctl.cli.{name}" for name in ("tasks", "account", "login", "doctor"))
+        [module],
+        *CLIENT,
+        *(f"taskctl.cli.{name}" for name in ("tasks", "watch", "account", "login", "doctor")),
     ):
         assert inside(found, *HEAVY) == []
     data = ("queries", "tables", "database", "sessions", "feed", "pool", "pipeline", "migrations")

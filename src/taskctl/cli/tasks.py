@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taskctl.cli import output
+from taskctl.cli import output, watch
 from taskctl.cli.output import Form, Json, Ndjson, Quiet
 from taskctl.contexts import Flags, resolve
 from taskctl.errors import TaskctlError, UsageInvalid
@@ -260,6 +260,9 @@ def rm(
     if how is Form.JSON:
         output.print_json(output.compact({"deleted": deleted}))
     raise typer.Exit(code)
+
+
+app.command("watch")(watch.watch)
 
 
 def _complete(

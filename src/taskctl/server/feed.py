@@ -59,8 +59,7 @@ class Stream:
     """One of those who follow a user's changes. `leave` must follow."""
 
     def __init__(self, feed: "Feed", mark: str) -> None:
-        self.ended = False
-        """Whether the stream is to end."""
+        self._ended = False
         self._feed = feed
         self._mark = mark
         self._event = asyncio.Event()
@@ -72,8 +71,12 @@ class Stream:
 
     def end(self) -> None:
         """Let the stream end."""
-        self.ended = True
+        self._ended = True
         self._event.set()
+
+    def is_over(self) -> bool:
+        """Whether the stream is to end."""
+        return self._ended
 
     def leave(self) -> None:
         """Follow no more."""
@@ -84,7 +87,7 @@ class Stream:
         self._event.clear()
         self._looked_at = time.monotonic()
         self._due = self._looked_at + self._feed.interval
-        if self.ended:
+        if self._ended:
             self._event.set()
 
     def looks_again(self, seconds: float) -> None:
@@ -96,7 +99,7 @@ class Stream:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, min(seconds, self._due - time.monotonic()))):
                 await self._event.wait()
-        if self._event.is_set() and not self.ended:
+        if self._event.is_set() and not self._ended:
             await asyncio.sleep(self._looked_at + _GATHER_SECONDS - time.monotonic())
         return self._event.is_set() or time.monotonic() >= self._due
 
@@ -169,7 +172,8 @@ class Feed:
         if self._count >= settings.streams:
             raise Overloaded
         stream = Stream(self, mark)
-        stream.ended = self._ended
+        if self._ended:
+            stream.end()
         self._followed.setdefault(mark, set()).add(stream)
         self._count += 1
         self._start()

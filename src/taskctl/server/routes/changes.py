@@ -173,7 +173,7 @@ class _Events(_EventStream):
         stream, heartbeat = self._stream, self._call.service.settings.stream_heartbeat
         await _send(send, b"retry: %d\n\n" % random.randint(*_RETRY_MILLISECONDS))  # noqa: S311 - to spread load
         told = None
-        while not stream.ended:
+        while not stream.is_over():
             page = self._page
             events = b"".join(self._event(*item) for item in page.items)
             told = page.items[-1][0] if page.items else told
@@ -185,14 +185,14 @@ class _Events(_EventStream):
                 await _send(send, events)
             beat_at = time.monotonic() + heartbeat
             look = page.more
-            while not look and not stream.ended:
+            while not look and not stream.is_over():
                 look = await stream.wait(beat_at - time.monotonic())
                 if time.monotonic() >= beat_at:
                     if not await self._may_go_on():
                         return
                     await _send(send, b":\n\n")
                     beat_at = time.monotonic() + heartbeat
-            if stream.ended or not await self._look():
+            if stream.is_over() or not await self._look():
                 return
 
     async def _look(self) -> bool:
