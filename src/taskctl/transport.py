@@ -231,6 +231,7 @@ class Transport:
             response = connection.getresponse()
             if response.status == HTTPStatus.OK and response.headers.get_content_type() == EVENT_STREAM:
                 link.settimeout(silence)
+                link.close()  # what was read from it keeps it open until that is closed, too
                 return response
             answer = self._read(response, self._clock() + TRY_TIMEOUT)
         except (OSError, http.client.HTTPException) as error:

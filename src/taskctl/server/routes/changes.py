@@ -173,6 +173,7 @@ class _Events(_EventStream):
         stream, heartbeat = self._stream, self._call.service.settings.stream_heartbeat
         await _send(send, b"retry: %d\n\n" % random.randint(*_RETRY_MILLISECONDS))  # noqa: S311 - to spread load
         told = None
+        beat_at = time.monotonic() + heartbeat
         while not stream.is_over():
             page = self._page
             events = b"".join(self._event(*item) for item in page.items)
@@ -183,7 +184,7 @@ class _Events(_EventStream):
                 told = page.reached
             if events:
                 await _send(send, events)
-            beat_at = time.monotonic() + heartbeat
+                beat_at = time.monotonic() + heartbeat
             look = page.more
             while not look and not stream.is_over():
                 look = await stream.wait(beat_at - time.monotonic())
