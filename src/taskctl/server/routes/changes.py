@@ -120,10 +120,13 @@ async def _open(call: Call, since: str | None) -> Response:
 
 
 class _EventStream(Response):
-    """The head of a stream. nginx, which would hold back what comes, is told not to."""
+    """The head of a stream. nginx, which would hold back what comes, is told not to.
+
+    The connection ends with the stream: where a server ends it, nothing else may be asked over it.
+    """
 
     def __init__(self) -> None:
-        super().__init__(media_type=EVENT_STREAM, headers={"X-Accel-Buffering": "no"})
+        super().__init__(media_type=EVENT_STREAM, headers={"X-Accel-Buffering": "no", "Connection": "close"})
         del self.headers["Content-Length"]
 
 
