@@ -121,8 +121,9 @@ class Database:
         if wanted <= limit:
             return None
         return (
-            f"TASKCTL_POOL_SIZE ({self._settings.pool_size}) and one, times {workers} processes, is {wanted}, "
-            f"and PostgreSQL has {limit} connections to give: lower it, raise max_connections, or use a pooler"
+            f"TASKCTL_POOL_SIZE ({self._settings.pool_size}) and one, times {workers} processes, is "
+            f"{wanted}, and PostgreSQL has {limit} connections to give: lower it, raise max_connections, or "
+            "use a pooler"
         )
 
     async def ping(self) -> float:
