@@ -42,6 +42,7 @@ from taskctl.errors import (
 )
 from taskctl.server.database import Database
 from taskctl.server.draining import Drain
+from taskctl.server.feed import Feed
 from taskctl.server.limits import Limiter
 from taskctl.server.metrics import Metrics
 from taskctl.server.queries import Statement
@@ -90,6 +91,7 @@ class Service:
     """None where there are no traces."""
     started: float
     """`time.monotonic()` when the process started to serve."""
+    feed: Feed
     drain: Drain = field(default_factory=Drain)
 
 
@@ -98,6 +100,7 @@ class Exchange:
 
     __slots__ = (
         "answered",
+        "began",
         "database_seconds",
         "fields",
         "rate_limit",
@@ -116,6 +119,8 @@ class Exchange:
         self.started = time.perf_counter()
         self.answered = False
         """Whether the answer has begun."""
+        self.began: float | None = None
+        """When the answer has begun, where it has no end of its own."""
         self.database_seconds: float | None = None
         self.user_id: str | None = None
         self.rate_limit: str | None = None
@@ -167,6 +172,8 @@ class Call(Request):
                 metrics.statement_ended(statement.name, seconds)
             if service.tracing is not None:
                 service.tracing.statement(exchange.span, statement.name, seconds, failure)
+            if not statement.reads_only:
+                service.feed.wrote(self.identity.user_id)
 
 
 class PublicRoute(APIRoute):
