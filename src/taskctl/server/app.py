@@ -15,6 +15,7 @@ from taskctl import __version__
 from taskctl.config import ServerSettings
 from taskctl.errors import DatabaseUnavailable, Overloaded, SettingsInvalid
 from taskctl.jwks import OK, Fetch
+from taskctl.server.call import Service
 from taskctl.server.database import Database, check_url
 from taskctl.server.draining import Refusal
 from taskctl.server.feed import Feed
@@ -24,7 +25,7 @@ from taskctl.server.middleware import Cors, Envelope, Hosts, Problems, refuse
 from taskctl.server.purge import keep_purging
 from taskctl.server.routes import bulk, changes, me, pages, probes, tasks
 from taskctl.server.routes import metrics as metrics_route
-from taskctl.server.routing import PROBLEM, Service, Shortcut
+from taskctl.server.routing import PROBLEM, Shortcut
 from taskctl.server.tracing import Tracing
 from taskctl.setting import Metrics as MetricsAccess
 from taskctl.tokens import create_verifier

@@ -31,14 +31,9 @@ from taskctl.errors import (
     Unavailable,
 )
 from taskctl.server import logs
-from taskctl.server.routing import (
-    PROBLEM,
-    Exchange,
-    Service,
-    challenge,
-    client_address,
-    path_as_sent,
-)
+from taskctl.server.authentication import challenge
+from taskctl.server.call import Exchange, Service, client_address, path_as_sent
+from taskctl.server.routing import PROBLEM
 from taskctl.server.tracing import trace_id
 
 log: Any = structlog.get_logger()

@@ -26,9 +26,11 @@ from taskctl.errors import (
 )
 from taskctl.models import ChangePage, ChangesQuery, Problem
 from taskctl.server import queries
+from taskctl.server.authentication import bearer_token
+from taskctl.server.call import Call, Exchange
 from taskctl.server.feed import Stream
 from taskctl.server.routes.tasks import BEARER, PROBLEMS, owner
-from taskctl.server.routing import JSON, Call, Exchange, TaskRoute, bearer_token
+from taskctl.server.routing import JSON, TaskRoute
 from taskctl.vocabulary import API_PREFIX, TASK_ID_MAX
 
 EVENT_STREAM = "text/event-stream"
