@@ -20,7 +20,7 @@ OURS = {"me", os.environ.get("FUZZ_USER", "")}
 
 def state_forbids(case: schemathesis.Case, response: schemathesis.Response) -> bool:
     """Whether what is stored, and not the form of the request, led to this refusal."""
-    if response.status_code not in {400, 412, 422}:
+    if response.status_code not in {400, 410, 412, 422}:
         return False
     problem = json.loads(response.content)
     code = problem["code"]
@@ -29,7 +29,8 @@ def state_forbids(case: schemathesis.Case, response: schemathesis.Response) -> b
     return (
         (code == "version_conflict" and "if-match" in sent)
         or (code == "idempotency_key_reused" and "idempotency-key" in sent)
-        or (code == "bad_request" and "cursor" in (case.query or {}))
+        or (code == "bad_request" and not {"cursor", "since"}.isdisjoint(case.query or {}))
+        or (code == "changes_expired" and "since" in (case.query or {}))
         # A date that a recurrence needs may be in the task that a patch changes.
         or (case.method == "PATCH" and refused == [["body", "due_at"]])
         # A pattern has the form of a rule, and not what makes sense in it.

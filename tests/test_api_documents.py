@@ -28,6 +28,7 @@ STATUSES = {
     | {"200", "400", "404", "412", "413", "415"},
     ("delete", "/api/v1/{user_id}/tasks/{task_id}"): COMMON | {"204", "400", "404", "412"},
     ("post", "/api/v1/{user_id}/tasks/{task_id}/restore"): COMMON | {"200", "400", "404", "412"},
+    ("get", "/api/v1/{user_id}/changes"): COMMON | {"200", "400", "410"},
 }
 
 

@@ -82,6 +82,7 @@ CLIENT = {
         "operations",
         "outbox",
         "private_file",
+        "events",
         "transport",
         "vault",
     )
@@ -152,6 +153,7 @@ def inside(modules, *names):
             set(),
             {"addresses", "answers", "contexts", "errors", "private_file", "vocabulary"},
         ),
+        ("taskctl.events", set(), {"vocabulary"}),
         (
             "taskctl.client",
             set(),
@@ -243,10 +245,10 @@ def test_layers(module):
     if inside(
         [module],
         *CLIENT,
-        *(f"taskctl.cli.{name}" for name in ("tasks", "offline", "account", "login", "doctor")),
+        *(f"taskctl.cli.{name}" for name in ("tasks", "offline", "watch", "account", "login", "doctor")),
     ):
         assert inside(found, *HEAVY) == []
-    data = ("queries", "bulk", "tables", "database", "sessions", "pool", "pipeline", "migrations")
+    data = ("queries", "bulk", "tables", "database", "sessions", "feed", "pool", "pipeline", "migrations")
     if inside([module], *(f"taskctl.server.{name}" for name in data)):
         assert inside(found, "fastapi", "starlette") == []
 
@@ -260,6 +262,7 @@ DATA = [
     "tables",
     "database",
     "sessions",
+    "feed",
     "migrations",
     "embedded",
     "backup",

@@ -4,11 +4,12 @@ What the server sends is passed on, not validated: the server has, and a model w
 than the request takes. Standard library only.
 """
 
+import json
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NotRequired, Self, TypedDict, cast
+from typing import TYPE_CHECKING, Any, NotRequired, Self, TypedDict, TypeVar, cast
 from urllib.parse import urlencode
 
 from taskctl import errors
@@ -18,10 +19,16 @@ from taskctl.contexts import TIMEOUT_DEFAULT
 from taskctl.transport import Transport, Try
 from taskctl.vocabulary import API_PREFIX, IDEMPOTENCY_KEY_MAX, PAGE_LIMIT_MAX, Order, Status
 
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
+
 RENEW_BEFORE = 60.0
 """Seconds before its expiry when a token is renewed."""
 
 _TASKS = f"{API_PREFIX}/me/tasks"
+_CHANGES = f"{API_PREFIX}/me/changes"
+
+_Answer = TypeVar("_Answer")
 
 
 class TaskDict(TypedDict):
@@ -45,6 +52,23 @@ class TaskDict(TypedDict):
     version: int
     created_at: str
     updated_at: str
+
+
+class ChangeDict(TypedDict):
+    """A change of a task, with the task as the change has left it."""
+
+    number: int
+    type: str
+    at: str
+    task: TaskDict
+
+
+class ChangePageDict(TypedDict):
+    """Changes in their order; `next_cursor` leads to those after them, now or later."""
+
+    items: list[ChangeDict]
+    next_cursor: str
+    more: bool
 
 
 class PageDict(TypedDict):
@@ -117,10 +141,13 @@ class Client:
     ) -> None:
         self.raw = b""
         """The body of the last answer about tasks, byte for byte."""
+        self.cursor: str | None = None
+        """After which change the last page or stream of changes has come to stand."""
         self.token = token
         """What is sent; another one after it has been renewed."""
         self._renew = renew
         self._renews_early = renew is not None
+        self._sleep = sleep
         self._transport = Transport(
             server_root(server, allow_http=allow_http),
             timeout=timeout,
@@ -270,6 +297,67 @@ class Client:
             raise self._unexpected("JSON that is no list of results")
         return cast("list[ResultDict]", results)
 
+    def changes(self, since: str | None = None, *, limit: int | None = None) -> ChangePageDict:
+        """Changes after a cursor, at most `limit` (1-500).
+
+        Args:
+            since: a cursor; `now` for none but the present cursor; None for all that are kept.
+            limit: 100 when left out.
+
+        Raises:
+            ChangesExpired: what comes after the cursor is no longer kept: list the tasks, then go on from
+                a cursor that was fetched before.
+        """
+        given = urlencode({k: v for k, v in {"since": since, "limit": limit}.items() if v is not None})
+        page = self._object(self._send("GET", f"?{given}", resource=_CHANGES))
+        if not isinstance(page.get("items"), list) or not isinstance(page.get("next_cursor"), str):
+            raise self._unexpected("JSON that is no page of changes")
+        self.cursor = page["next_cursor"]
+        return cast("ChangePageDict", page)
+
+    def stream(
+        self, since: str | None = "now", *, on_beat: Callable[[], None] = lambda: None
+    ) -> Iterator[ChangeDict]:
+        """Changes as they happen, without an end; `cursor` says after which one to go on another time.
+
+        A connection that is lost is made again and nothing is missed. It is tried for the client's timeout at
+        first, and for a quarter of an hour once there was one.
+
+        Args:
+            since: as for `changes`.
+            on_beat: called whenever something comes that is no change, which is at least every half minute.
+
+        Raises:
+            ChangesExpired: as `changes`.
+        """
+        from taskctl import events  # noqa: PLC0415 - for the few that follow
+
+        def connect(patience: float | None) -> "HTTPResponse":
+            # What a stream was lost at goes before `since`.
+            last = {} if self.cursor is None else {"Last-Event-ID": self.cursor}
+            path = _CHANGES if since is None else f"{_CHANGES}?{urlencode({'since': since})}"
+            return self._signed(
+                lambda headers: self._transport.stream(
+                    path, headers=headers, silence=events.SILENCE_SECONDS, patience=patience
+                ),
+                last,
+            )
+
+        self.cursor = None
+        for event in events.follow(connect, self._sleep):
+            self.cursor = event.id or self.cursor
+            if not event.data:
+                on_beat()
+                continue
+            self.raw = event.data
+            try:
+                change = json.loads(event.data)
+            except ValueError:
+                change = None
+            if not isinstance(change, dict) or not isinstance(change.get("task"), dict):
+                raise self._unexpected("an event that is no change")
+            yield cast("ChangeDict", change)
+
     def me(self) -> dict[str, Any]:
         """Whom the server takes the token's bearer for, and how it knows.
 
@@ -310,18 +398,23 @@ class Client:
         *,
         resource: str = _TASKS,
     ) -> Answer:
-        path = resource + path
+        answer = self._signed(
+            lambda signed: self._transport.send(method, resource + path, body, headers=signed), headers
+        )
+        self.raw = answer.body
+        return answer
+
+    def _signed(self, ask: Callable[[dict[str, str]], _Answer], headers: Mapping[str, str] | None) -> _Answer:
+        """Ask with a token that is good, as far as one can be had."""
         if self._renew and self._renews_early:
             self._renew_early(self._renew)
         try:
-            answer = self._transport.send(method, path, body, headers=self._with_token(headers))
+            return ask(self._with_token(headers))
         except errors.TokenExpired:
             if self._renew is None:
                 raise
             self.token = self._renew(False)  # this clock is behind the server's
-            answer = self._transport.send(method, path, body, headers=self._with_token(headers))
-        self.raw = answer.body
-        return answer
+            return ask(self._with_token(headers))
 
     def _with_token(self, headers: Mapping[str, str] | None) -> dict[str, str]:
         bearer = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}

@@ -7,7 +7,8 @@ sentence); an instance carries what happened this time. Codes are stable: client
     ├── BadRequest, BodyTooLarge, UnsupportedMediaType, ValidationFailed, IdempotencyKeyReused, BulkRefused
     ├── Unauthenticated ── TokenMissing, TokenMalformed, TokenExpired, …
     ├── Forbidden ── NotYourTasks, InsufficientScope
-    ├── TaskNotFound, RouteNotFound, MethodNotAllowed, VersionConflict, RateLimited
+    ├── TaskNotFound, RouteNotFound, MethodNotAllowed, ChangesExpired, VersionConflict
+    ├── RateLimited, TooManyStreams
     ├── InternalError
     ├── Unavailable ── DatabaseUnavailable, StatementTimeout, Overloaded, ShuttingDown, NotReady, …
     └── LocalError ── UsageInvalid, SettingsInvalid, ServerUnreachable, … (never sent over HTTP)
@@ -199,7 +200,7 @@ class InsufficientScope(Forbidden):
     code = "insufficient_scope"
 
 
-# 404, 405, 412, 429
+# 404, 405, 410, 412, 429
 
 
 class TaskNotFound(TaskctlError):
@@ -220,6 +221,12 @@ class MethodNotAllowed(TaskctlError):
     code, status = "method_not_allowed", 405
 
 
+class ChangesExpired(TaskctlError):
+    """Changes after this cursor are no longer kept; read the tasks again."""
+
+    code, status, exit_code = "changes_expired", 410, 5
+
+
 class VersionConflict(TaskctlError):
     """The task is not at the version that was asked for."""
 
@@ -230,6 +237,12 @@ class RateLimited(TaskctlError):
     """Too many requests; try again later."""
 
     code, status, exit_code = "rate_limited", 429, 7
+
+
+class TooManyStreams(TaskctlError):
+    """This user has as many streams open as the server allows."""
+
+    code, status, exit_code = "too_many_streams", 429, 7
 
 
 # 500, 503

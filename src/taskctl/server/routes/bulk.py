@@ -19,6 +19,7 @@ from taskctl.bulk import (
 from taskctl.errors import BulkRefused, IdempotencyKeyReused, MethodNotAllowed, Overloaded
 from taskctl.models import RECURRENCE_NEEDS_DUE, Problem, compact
 from taskctl.server.bulk import BULK, BULK_ONCE
+from taskctl.server.call import Call
 from taskctl.server.routes.tasks import (
     BEARER,
     BODY,
@@ -30,7 +31,7 @@ from taskctl.server.routes.tasks import (
     stored,
     successor,
 )
-from taskctl.server.routing import JSON, Call, PublicRoute, TaskRoute, explain, invalid
+from taskctl.server.routing import JSON, PublicRoute, TaskRoute, explain, invalid
 from taskctl.server.sessions import Contended
 from taskctl.vocabulary import API_PREFIX, IDEMPOTENCY_KEY_MAX
 

@@ -27,7 +27,8 @@ from taskctl.models import (
     due,
 )
 from taskctl.server import queries, recurrence
-from taskctl.server.routing import JSON, MERGE_PATCH, RETRY_AFTER, Call, TaskRoute, path_as_sent
+from taskctl.server.call import Call, path_as_sent
+from taskctl.server.routing import JSON, MERGE_PATCH, RETRY_AFTER, TaskRoute
 from taskctl.server.sessions import Row
 from taskctl.vocabulary import API_PREFIX, IDEMPOTENCY_KEY_MAX, TASK_ID_MAX, Order, Priority
 
