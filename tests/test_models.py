@@ -326,10 +326,13 @@ def test_accounts_are_checked(shared):
             shared.execute(
                 "INSERT INTO change (user_id, number, type, task_id, task) VALUES (%s, %s, %s, 1, '{}')", row
             )
+    for key in ("", "x" * 256):
+        with pytest.raises(psycopg.errors.CheckViolation), shared.transaction(force_rollback=True):
+            shared.execute("INSERT INTO bulk VALUES ('a', %s, '', '')", [key])
     found = shared.execute(
         "SELECT conname FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0"
     ).fetchall()
     assert {name for (name,) in found} == {
         *REFUSED, "account_user_id_length", "account_last_task_id_positive", "account_last_change_positive",
-        "change_number_positive", "change_type_known",
+        "change_number_positive", "change_type_known", "bulk_key_length",
     }  # fmt: skip
