@@ -89,6 +89,10 @@ async def test_everything_at_once(api: httpx.AsyncClient, database_url: str, use
     logged = (await changes(database_url, user.id))[6:]
     kinds = ["created", "changed", "completed", "deleted", "restored", "created"]
     assert [line[:3] for line in logged] == list(zip(range(7, 13), kinds, [6, 1, 2, 3, 5, 7], strict=True))
+    feed = (await api.get("/api/v1/me/changes")).json()["items"]
+    assert [(each["number"], each["type"], each["task"]) for each in feed[6:]] == [
+        (number, kind, task) for number, kind, _, task in logged
+    ]
     told = {each["task"]["id"]: each["task"] for each in results if "task" in each}
     assert [task for *_, number, task in logged if number != 3] == [told[n] for n in (6, 1, 2, 5, 7)]
     trash = (await api.get(f"{TASKS}?status=deleted")).json()["items"]
