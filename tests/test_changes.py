@@ -108,7 +108,9 @@ def stream(server: Server, user: User, query: str = "", **headers: str) -> Itera
     """An open stream's answer."""
     with contextlib.closing(connection_to(server.url)) as connection:
         connection.request("GET", CHANGES + query, headers={**STREAM, **user.headers, **headers})
-        yield connection.getresponse()
+        # What is read from it keeps the connection open.
+        with connection.getresponse() as response:
+            yield response
 
 
 @contextlib.contextmanager

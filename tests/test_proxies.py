@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from conftest import free_port, make_user, until, wait_until_ready
-from load import TASKS, journal, variables
+from load import PAUSE, TASKS, journal, variables
 from test_changes import Watcher, watching
 
 TCP = Path("/proc/net/tcp")
@@ -110,7 +110,9 @@ def test_a_rolling_restart_is_not_noticed(launch, database_url, pair):
     watchers = [Watcher(user, url) for user, url in zip(users, urls, strict=True)]
     with ExitStack() as stack:
         stack.enter_context(watching(watchers))
-        journals = [stack.enter_context(journal(*each)) for each in zip(urls, users, strict=True)]
+        journals = [
+            stack.enter_context(journal(*each, pause=PAUSE)) for each in zip(urls, users, strict=True)
+        ]
         for server, arguments in servers:
             server.process.terminate()
             assert server.process.wait(timeout=30) == 0

@@ -188,14 +188,6 @@ class ServerSettings(TrustSettings):
         description="Requests share connections, in libpq's pipeline mode; never where a pooler stands in "
         "front.",
     )
-    changes_days: int = setting(
-        "TASKCTL_CHANGES_DAYS",
-        30,
-        expects="a whole number from 1 to 3650",
-        within=(1, 3650),
-        description="For how many days changes are kept; who has not asked for so long gets 410 "
-        "`changes_expired`.",
-    )
     streams: int = setting(
         "TASKCTL_STREAMS",
         1000,
@@ -242,6 +234,28 @@ class ServerSettings(TrustSettings):
         shown="any",
         description="Host names that requests may be addressed to, comma-separated; others get 400. "
         "Probes and `/metrics` are exempt.",
+    )
+    trash_days: int = setting(
+        "TASKCTL_TRASH_DAYS",
+        30,
+        expects="a whole number of days from 0 to 36500",
+        within=(0, 36500),
+        description="How many days a deleted task can be restored, before it is purged.",
+    )
+    changes_days: int = setting(
+        "TASKCTL_CHANGES_DAYS",
+        30,
+        expects="a whole number of days from 0 to 36500",
+        within=(0, 36500),
+        description="How many days a change can be read back, before it is purged.",
+    )
+    purge_interval: Seconds = setting(
+        "TASKCTL_PURGE_INTERVAL",
+        3600.0,
+        expects="seconds from 1 to 86400",
+        within=(1, 86400),
+        shown="1h",
+        description="The longest time between two purges by a server.",
     )
     rate_limit: RateLimits = setting(
         "TASKCTL_RATE_LIMIT",

@@ -28,7 +28,7 @@ from taskctl.models import ChangePage, ChangesQuery, Problem
 from taskctl.server import queries
 from taskctl.server.feed import Stream
 from taskctl.server.routes.tasks import BEARER, PROBLEMS, declare_owner
-from taskctl.server.routing import JSON, Call, Exchange, TaskRoute, bearer_token
+from taskctl.server.routing import JSON, Call, TaskRoute, bearer_token
 from taskctl.vocabulary import API_PREFIX, TASK_ID_MAX
 
 EVENT_STREAM = "text/event-stream"
@@ -144,8 +144,7 @@ class _Events(_EventStream):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events (ASGI)."""
-        exchange: Exchange = scope["taskctl.exchange"]
-        exchange.began = time.perf_counter()
+        scope["taskctl.lasts_since"] = time.perf_counter()
         if "taskctl.lasts" in scope:
             scope["taskctl.lasts"]()
         service, stream = self._call.service, self._stream
