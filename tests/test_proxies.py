@@ -111,8 +111,7 @@ def test_a_rolling_restart_is_not_noticed(launch, database_url, pair):
     with ExitStack() as stack:
         stack.enter_context(watching(watchers))
         journals = [
-            stack.enter_context(journal(url, user, pause=PAUSE))
-            for url, user in zip(urls, users, strict=True)
+            stack.enter_context(journal(*each, pause=PAUSE)) for each in zip(urls, users, strict=True)
         ]
         for server, arguments in servers:
             server.process.terminate()

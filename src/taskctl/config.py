@@ -188,14 +188,6 @@ class ServerSettings(TrustSettings):
         description="Requests share connections, in libpq's pipeline mode; never where a pooler stands in "
         "front.",
     )
-    changes_days: int = setting(
-        "TASKCTL_CHANGES_DAYS",
-        30,
-        expects="a whole number from 1 to 3650",
-        within=(1, 3650),
-        description="For how many days changes are kept; who has not asked for so long gets 410 "
-        "`changes_expired`.",
-    )
     streams: int = setting(
         "TASKCTL_STREAMS",
         1000,

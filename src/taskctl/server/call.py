@@ -44,7 +44,6 @@ class Exchange:
 
     __slots__ = (
         "answered",
-        "began",
         "database_seconds",
         "fields",
         "rate_limit",
@@ -63,8 +62,6 @@ class Exchange:
         self.started = time.perf_counter()
         self.answered = False
         """Whether the answer has begun."""
-        self.began: float | None = None
-        """When the answer has begun, where it has no end of its own."""
         self.database_seconds: float | None = None
         self.user_id: str | None = None
         self.rate_limit: str | None = None

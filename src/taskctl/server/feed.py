@@ -21,7 +21,7 @@ import structlog
 
 from taskctl.config import ServerSettings
 from taskctl.errors import Overloaded, TooManyStreams
-from taskctl.server.queries import PROBE
+from taskctl.server.queries import PROBE, Statement
 from taskctl.server.sessions import CONNECT_TIMEOUT_SECONDS, PARAMETERS, RECONNECT_SECONDS, Session
 
 log: Any = structlog.get_logger()
@@ -188,8 +188,10 @@ class Feed:
             if not streams:
                 del self._followed[mark]
 
-    def wrote(self, user_id: str) -> None:
-        """Note that this user may have changes that nobody knows of."""
+    def ended(self, statement: Statement, user_id: str) -> None:
+        """Note that a statement of this user was run: one that writes may have made changes."""
+        if statement.reads_only:
+            return
         mark = _mark(user_id)
         self._wake(mark)
         if not self._pooled and self._stirred is not None and len(self._marks) < _WAITING_MAX:

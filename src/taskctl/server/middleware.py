@@ -120,7 +120,7 @@ class Envelope:
             if metrics is not None:
                 metrics.in_flight -= 1
                 # Of a stream it is told how soon it began, as how long it lasts is its reader's choice.
-                answering = seconds if exchange.began is None else exchange.began - exchange.started
+                answering = inner.get("taskctl.lasts_since", exchange.started + seconds) - exchange.started
                 metrics.request_ended(scope["method"], route, status, answering)
             if tracing is not None:
                 tracing.end(

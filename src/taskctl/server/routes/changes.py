@@ -27,7 +27,7 @@ from taskctl.errors import (
 from taskctl.models import ChangePage, ChangesQuery, Problem
 from taskctl.server import queries
 from taskctl.server.authentication import bearer_token
-from taskctl.server.call import Call, Exchange
+from taskctl.server.call import Call
 from taskctl.server.feed import Stream
 from taskctl.server.routes.tasks import BEARER, PROBLEMS, owner
 from taskctl.server.routing import JSON, TaskRoute
@@ -146,8 +146,7 @@ class _Events(_EventStream):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events (ASGI)."""
-        exchange: Exchange = scope["taskctl.exchange"]
-        exchange.began = time.perf_counter()
+        scope["taskctl.lasts_since"] = time.perf_counter()
         if "taskctl.lasts" in scope:
             scope["taskctl.lasts"]()
         service, stream = self._call.service, self._stream
