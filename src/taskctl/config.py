@@ -242,6 +242,14 @@ class ServerSettings(TrustSettings):
         within=(0, 36500),
         description="How many days a deleted task can be restored, before it is purged.",
     )
+    changes_days: int = setting(
+        "TASKCTL_CHANGES_DAYS",
+        30,
+        expects="a whole number of days from 0 to 36500",
+        within=(0, 36500),
+        description="For how many days changes are kept; who has not asked for so long gets 410 "
+        "`changes_expired`.",
+    )
     purge_interval: Seconds = setting(
         "TASKCTL_PURGE_INTERVAL",
         3600.0,

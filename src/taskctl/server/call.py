@@ -113,8 +113,7 @@ class Call(Request):
                 metrics.statement_ended(statement.name, seconds)
             if service.tracing is not None:
                 service.tracing.statement(exchange.span, statement.name, seconds, failure)
-            if not statement.reads_only:
-                service.feed.wrote(self.identity.user_id)
+            service.feed.ended(statement, self.identity.user_id)
 
 
 def path_as_sent(scope: Scope) -> str:
