@@ -13,6 +13,24 @@ DESCRIPTION_MAX = 10_000
 USER_ID_MAX = 255
 """Characters in a user id, which is a token's `sub`."""
 
+TAGS_MAX = 32
+"""Tags of a task."""
+
+TAG_MAX = 64
+"""Characters (code points) in a tag, after trimming; at least one."""
+
+PROJECT_MAX = 100
+"""Characters (code points) in a project's name, after trimming; at least one."""
+
+RECURRENCE_MAX = 500
+"""Characters in a recurrence rule."""
+
+TIME_ZONE_MAX = 64
+"""Characters in a time zone's name."""
+
+EXTRA_MAX = 8192
+"""Bytes of what programs keep with a task, as compact JSON in UTF-8."""
+
 IDEMPOTENCY_KEY_MAX = 255
 """Visible ASCII characters in an `Idempotency-Key`."""
 
@@ -42,6 +60,16 @@ class Status(StrEnum):
     all = "all"
     pending = "pending"
     completed = "completed"
+    deleted = "deleted"
+
+
+class Priority(StrEnum):
+    """How urgent a task is, least first; its place here is what the database keeps."""
+
+    none = "none"
+    low = "low"
+    medium = "medium"
+    high = "high"
 
 
 class Order(StrEnum):
