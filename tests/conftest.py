@@ -33,6 +33,32 @@ from taskctl.tokens import mint
 
 SECRET = "a secret for tests that is long enough to sign"
 
+STEPS = [
+    "0001 Accounts and tasks",
+    "0002 Indexes for lists by status and for repeated creates",
+    "0003 Due dates, priorities, tags, projects, recurrence, trash, and the log of changes",
+]
+"""The migrations, as they are reported."""
+
+REVISIONS = [step.partition(" ")[0] for step in STEPS]
+HEAD = REVISIONS[-1]
+NEXT = f"{int(HEAD) + 1:04}"
+
+CONTENT: dict[str, Any] = {
+    "title": "x",
+    "description": None,
+    "due_at": None,
+    "due_all_day": False,
+    "priority": 0,
+    "tags": "",
+    "project": None,
+    "recurrence": None,
+    "time_zone": None,
+    "extra": None,
+    "completed": False,
+}
+"""A task's content as the statements take it."""
+
 _numbers = itertools.count(1)
 
 DEFAULTS: dict[str, str] = {}

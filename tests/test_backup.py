@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from conftest import (
+    HEAD,
     bare_environ,
     embedded_in,
     launch_server,
@@ -110,14 +111,14 @@ def test_a_hundred_thousand_tasks_and_the_embedded_database():
             seed(url, MANY // 10)
             before = checksum(url)
             done = taskctl_in_terminal("db", "backup", "all.dump", environ=environ)
-            assert (done.code, "Backed up revision 0002 to all.dump" in done.out) == (0, True)
+            assert (done.code, f"Backed up revision {HEAD} to all.dump" in done.out) == (0, True)
         finally:
             assert stop(server) == 0
         file = old / "all.dump"
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         environ = bare_environ(new)
         done = taskctl_in_terminal("db", "restore", str(file), environ=environ)
-        assert (done.code, "Restored revision 0002." in done.out) == (0, True)
+        assert (done.code, f"Restored revision {HEAD}." in done.out) == (0, True)
         assert f"of {file.stat().st_size / 1e6:.1f} MB" in done.out
         assert not embedded_in(new).is_running()
         with embedded_in(new) as embedded:
@@ -187,7 +188,7 @@ def test_a_database_that_is_not_empty(filled, archive):
     with psycopg.connect(filled["DATABASE_URL"]) as connection:
         connection.execute("DROP VIEW theirs")
     done = taskctl_in_terminal("db", "restore", str(archive), "--clean", environ=filled, typed="y\n")
-    assert (done.code, "Restored revision 0002." in done.out) == (0, True)
+    assert (done.code, f"Restored revision {HEAD}." in done.out) == (0, True)
     assert checksum(filled["DATABASE_URL"]) != before
 
 
@@ -198,7 +199,7 @@ def test_an_older_schema(environ):
     migrations.upgrade(make_settings(environ["DATABASE_URL"]))
     done = taskctl("db", "restore", "old.dump", "--clean", environ=environ)
     assert (done.code, done.out) == (0, "")
-    assert done.err == "Restored. The database is at 0001, behind 0002; run `taskctl db upgrade`.\n"
+    assert done.err == f"Restored. The database is at 0001, behind {HEAD}; run `taskctl db upgrade`.\n"
     assert taskctl("db", "upgrade", environ=environ).code == 0
     assert taskctl("db", "check", environ=environ).code == 0
 

@@ -13,6 +13,9 @@ import pytest
 
 import taskctl as package
 from conftest import (
+    HEAD,
+    NEXT,
+    STEPS,
     bare_environ,
     embedded_in,
     launch_server,
@@ -28,7 +31,6 @@ from taskctl.server.migrations import current, upgrade
 
 PASSWORD = "a-database-password"
 NOWHERE = f"postgresql://postgres:{PASSWORD}@127.0.0.1:1/nothing"
-STEPS = ["0001 Accounts and tasks", "0002 Indexes for lists by status and for repeated creates"]
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def test_the_embedded_database(home):
     code, [said] = run("db", "check", environ=environ)
     assert (code, "no schema yet" in said) == (1, True)
     assert run("db", "upgrade", environ=environ) == (0, STEPS)
-    assert run("db", "current", environ=environ) == (0, ["0002"])
+    assert run("db", "current", environ=environ) == (0, [HEAD])
     assert not embedded_in(home).is_running()
     code, [url] = run("db", "url", environ=environ)
     assert (code, url) == (0, embedded_in(home).url)
@@ -74,7 +76,7 @@ def test_the_embedded_database_of_a_running_server(home, tmp_path):
         assert run("db", "check", environ=environ)[0] == 0
         [url] = run("db", "url", environ=environ)[1]
         with psycopg.connect(url) as connection:
-            assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002",)
+            assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == (HEAD,)
         assert run("db", "downgrade", "base", environ=environ) == (0, STEPS[::-1])
         assert httpx.get(f"{server.url}/readyz").status_code == 503
         assert run("migrate", environ=environ) == (0, STEPS)
@@ -104,7 +106,7 @@ def test_each_state_has_its_exit_code(environ):
     def check():
         code, [said] = run("db", "check", "--json", environ=environ)
         state = json.loads(said)
-        assert state["head"] == "0002"
+        assert state["head"] == HEAD
         seen.append((code, state["state"], state["revision"]))
 
     check()
@@ -122,7 +124,7 @@ def test_each_state_has_its_exit_code(environ):
     assert seen == [
         (1, "empty", None),
         (1, "behind", "0001"),
-        (0, "head", "0002"),
+        (0, "head", HEAD),
         (3, "ahead", "0099"),
         (3, "unknown", "zzzz"),
     ]
@@ -194,7 +196,7 @@ def test_downgrade_asks_in_a_terminal_only(environ):
     upgrade(make_settings(environ["DATABASE_URL"]))
     done = taskctl_in_terminal("db", "downgrade", "0001", environ=environ, typed="n\n")
     assert "Take the schema back to 0001? Data may be lost. [y/N]" in done.out
-    assert current(make_settings(environ["DATABASE_URL"])) == "0002"
+    assert current(make_settings(environ["DATABASE_URL"])) == HEAD
     said_no = done.code
     done = taskctl_in_terminal("db", "downgrade", "0001", environ=environ, typed="y\n")
     assert (done.code, STEPS[1] in done.out) == (0, True)
@@ -240,11 +242,11 @@ def test_a_new_revision(environ, tmp_path):
     upgrade(make_settings(environ["DATABASE_URL"]))
     done = taskctl(*words, environ=environ)
     written = done.out.rstrip("\n")
-    assert (done.code, Path(written)) == (0, tmp_path / "alembic" / "versions" / "0003_add_due_dates.py")
+    assert (done.code, Path(written)) == (0, tmp_path / "alembic" / "versions" / f"{NEXT}_add_due_dates.py")
     assert Path(written).read_text().startswith('"""Add due dates."""\n')
-    assert run("db", "history", environ=environ)[1][-1] == "0003\tAdd due dates"
+    assert run("db", "history", environ=environ)[1][-1] == f"{NEXT}\tAdd due dates"
     assert run("db", "check", environ=environ)[0] == 1
-    assert run("db", "upgrade", environ=environ) == (0, ["0003 Add due dates"])
+    assert run("db", "upgrade", environ=environ) == (0, [f"{NEXT} Add due dates"])
 
 
 def test_the_password_stays_secret(environ):

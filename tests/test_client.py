@@ -184,14 +184,16 @@ def closed_port() -> int:
 
 def test_every_operation_sends_what_the_contract_says(client, server):
     """Each operation uses its method, path, body and headers, on one kept-alive connection."""
-    server.script = [ok(TASK)] * 5 + [http(204), ok({"items": [TASK], "next_cursor": None})]
-    assert client.create_task("Buy milk", description="2 l", idempotency_key="k1")["id"] == 7
+    server.script = [ok(TASK)] * 5 + [http(204), ok(TASK)] + [ok({"items": [TASK], "next_cursor": None})] * 2
+    assert client.create_task("Buy milk", content={"description": "2 l"}, idempotency_key="k1")["id"] == 7
     assert client.read_task(7) == TASK
-    client.replace_task(7, "T", completed=True, if_version=3)
+    client.replace_task(7, "T", content={"completed": True}, if_version=3)
     client.edit_task(7, {"description": None}, if_version=4)
     client.complete_task(7, completed=False)
     client.delete_task(7, if_version=5)
+    client.restore_task(7, if_version=6)
     client.list_tasks(status=Status.pending, limit=5, cursor="a/b=", order=Order.desc)
+    client.list_tasks(filters={"tag": ["a", "b&c"], "q": "é"})
     assert [seen.line for seen in server.seen] == [
         "POST /api/v1/me/tasks HTTP/1.1",
         "GET /api/v1/me/tasks/7 HTTP/1.1",
@@ -199,20 +201,24 @@ def test_every_operation_sends_what_the_contract_says(client, server):
         "PATCH /api/v1/me/tasks/7 HTTP/1.1",
         "PATCH /api/v1/me/tasks/7/complete HTTP/1.1",
         "DELETE /api/v1/me/tasks/7 HTTP/1.1",
+        "POST /api/v1/me/tasks/7/restore HTTP/1.1",
         "GET /api/v1/me/tasks?status=pending&order=desc&limit=5&cursor=a%2Fb%3D HTTP/1.1",
+        "GET /api/v1/me/tasks?status=all&order=asc&tag=a&tag=b%26c&q=%C3%A9 HTTP/1.1",
     ]
     bodies = [seen.json if seen.body else None for seen in server.seen]
     assert bodies == [
-        {"title": "Buy milk", "description": "2 l", "completed": False},
+        {"title": "Buy milk", "description": "2 l"},
         None,
-        {"title": "T", "description": None, "completed": True},
+        {"title": "T", "completed": True},
         {"description": None},
         {"completed": False},
         None,
         None,
+        None,
+        None,
     ]
     matches = [seen.headers.get("if-match") for seen in server.seen]
-    assert matches == [None, None, '"3"', '"4"', None, '"5"', None]
+    assert matches == [None, None, '"3"', '"4"', None, '"5"', '"6"', None, None]
     assert server.seen[0].headers["idempotency-key"] == "k1"
     assert {seen.headers["authorization"] for seen in server.seen} == {"Bearer secret-token"}
     assert {seen.connection for seen in server.seen} == {1}

@@ -17,7 +17,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
-from conftest import make_settings
+from conftest import CONTENT, HEAD, NEXT, REVISIONS, STEPS, make_settings
 from taskctl.errors import DatabaseUnavailable, MigrationFailed, SettingsInvalid, UsageInvalid
 from taskctl.server import migrations
 from taskctl.server.embedded import bin_dir
@@ -26,7 +26,6 @@ from taskctl.server.queries import CREATE_TASK
 from taskctl.server.tables import metadata
 
 INDEXES = {"task_user_id_completed_id_idx", "task_user_id_idempotency_key_idx"}
-TITLES = ["0001 Accounts and tasks", "0002 Indexes for lists by status and for repeated creates"]
 
 
 @pytest.fixture
@@ -41,12 +40,17 @@ def connection(empty_database):
 
 
 def create(connection, user_id, title, key=None):
-    parameters = {"user_id": user_id, "title": title, "description": None, "completed": False}
-    connection.execute(CREATE_TASK.sql, parameters | {"key": key, "digest": key and b"d"})
+    parameters = CONTENT | {"user_id": user_id, "title": title, "key": key, "digest": key and b"d"}
+    connection.execute(CREATE_TASK.sql, parameters)
 
 
 def rows(connection):
-    queries = ("SELECT * FROM account ORDER BY 1", "SELECT * FROM task ORDER BY 1, 2")
+    """What the first revision already has columns for."""
+    task = "user_id, id, title, description, completed, completed_at, version, created_at, updated_at"
+    queries = (
+        "SELECT user_id, last_task_id, created_at FROM account ORDER BY 1",
+        f"SELECT {task}, idempotency_key, idempotency_digest FROM task ORDER BY 1, 2",  # noqa: S608 - constants
+    )
     return [connection.execute(query).fetchall() for query in queries]
 
 
@@ -65,8 +69,8 @@ def tables(connection):
 def test_up_down_and_up_again(settings, connection):
     """Rows outlive a change of indexes both ways, and base leaves nothing but Alembic's own table."""
     reported = []
-    assert upgrade(settings, report=reported.append) == ["0001", "0002"]
-    assert reported == TITLES
+    assert upgrade(settings, report=reported.append) == REVISIONS
+    assert reported == STEPS
     for user in ("a", "b"):
         create(connection, user, "once", key="k")
         create(connection, user, "twice")
@@ -74,19 +78,19 @@ def test_up_down_and_up_again(settings, connection):
     before = rows(connection)
     assert [len(table) for table in before] == [2, 4]
 
-    assert downgrade(settings, "0001") == ["0002"]
+    assert downgrade(settings, "0001") == REVISIONS[:0:-1]
     assert current(settings) == "0001"
     assert valid_indexes(connection) == {}
     assert rows(connection) == before
 
-    assert upgrade(settings) == ["0002"]
+    assert upgrade(settings) == REVISIONS[1:]
     assert valid_indexes(connection) == dict.fromkeys(INDEXES, True)
     assert rows(connection) == before
     assert upgrade(settings) == []
 
     reported.clear()
-    assert downgrade(settings, "base", report=reported.append) == ["0002", "0001"]
-    assert reported == TITLES[::-1]
+    assert downgrade(settings, "base", report=reported.append) == REVISIONS[::-1]
+    assert reported == STEPS[::-1]
     assert tables(connection) == {"alembic_version"}
     assert current(settings) is None
     assert upgrade(settings, "0001") == ["0001"]
@@ -115,7 +119,7 @@ DEFINED_INDEXES = """SELECT tablename, indexname, regexp_replace(indexdef, ' ON 
 
 @pytest.mark.parametrize(
     ("query", "count"),
-    [(COLUMNS, 14), (CONSTRAINTS, 14), (DEFINED_INDEXES, 4)],
+    [(COLUMNS, 31), (CONSTRAINTS, 32), (DEFINED_INDEXES, 5)],
     ids=["columns", "constraints", "indexes"],
 )
 def test_tables_and_migrations_make_the_same(settings, empty_database, query, count):
@@ -141,17 +145,17 @@ def test_revisions_are_alembics_own():
     known = [script.revision for script in reversed(list(scripts.walk_revisions()))]
     assert list(revisions()) == known
     assert [revisions()[-1]] == scripts.get_heads()
-    assert [" ".join(each) for each in migrations.history()] == TITLES
+    assert [" ".join(each) for each in migrations.history()] == STEPS
 
 
 @pytest.mark.parametrize(
     ("revision", "state", "said"),
     [
         (None, State.empty, "no schema"),
-        ("0001", State.behind, "at 0001, behind 0002"),
-        ("0002", State.head, "at 0002, as this build needs"),
-        ("0003", State.ahead, "at 0003, ahead of 0002"),
-        ("9999", State.ahead, "at 9999, ahead of 0002"),
+        ("0001", State.behind, f"at 0001, behind {HEAD}"),
+        (HEAD, State.head, f"at {HEAD}, as this build needs"),
+        (NEXT, State.ahead, f"at {NEXT}, ahead of {HEAD}"),
+        ("9999", State.ahead, f"at 9999, ahead of {HEAD}"),
         ("0000", State.unknown, "does not know"),
         ("00021", State.unknown, "does not know"),
         ("ae1027a6acf", State.unknown, "at ae1027a6acf"),
@@ -190,7 +194,7 @@ def test_database_of_another_program(settings, connection):
     for call in (lambda: upgrade(settings), lambda: downgrade(settings, "base")):
         with pytest.raises((UsageInvalid, MigrationFailed), match="ae1027a6acf"):
             call()
-    assert tables(connection) == {"account", "task", "alembic_version"}
+    assert tables(connection) == {"account", "task", "change", "alembic_version"}
 
 
 def test_sql_runs_by_hand(settings, connection, empty_database):
@@ -203,7 +207,7 @@ def test_sql_runs_by_hand(settings, connection, empty_database):
         assert (done.returncode, done.stderr) == (0, "")
 
     psql(migrations.sql("upgrade", "head"))
-    assert current(settings) == "0002"
+    assert current(settings) == HEAD
     assert valid_indexes(connection) == dict.fromkeys(INDEXES, True)
     create(connection, "a", "works", key="k")
     psql(migrations.sql("downgrade", "base"))
@@ -230,7 +234,7 @@ upgrade(settings, report=print)
     answers = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0] * 10
     assert {errors for _, errors in answers} == {""}
-    assert sorted(line for output, _ in answers for line in output.splitlines()) == TITLES
+    assert sorted(line for output, _ in answers for line in output.splitlines()) == STEPS
 
 
 @contextmanager
@@ -276,7 +280,7 @@ def test_writer_that_does_not_commit(settings, connection, empty_database):
             upgrade(settings, lock_timeout=0.3)
         left = valid_indexes(connection)
     assert ("nothing" in raised.value.detail) == (left == {})
-    assert upgrade(settings) == ["0002"]
+    assert upgrade(settings) == REVISIONS[1:]
     assert valid_indexes(connection) == dict.fromkeys(INDEXES, True)
 
 
@@ -290,7 +294,7 @@ def test_leftover_of_a_build_that_was_cut_off(settings, connection):
     assert current(settings) == "0001"
     assert valid_indexes(connection)["task_user_id_idempotency_key_idx"] is False
     connection.execute("DELETE FROM task WHERE id = 2")
-    assert upgrade(settings) == ["0002"]
+    assert upgrade(settings) == REVISIONS[1:]
     assert valid_indexes(connection) == dict.fromkeys(INDEXES, True)
 
 
@@ -317,7 +321,7 @@ def test_connection_lost_while_migrating(settings, connection, empty_database):
         thread.join(30)
     assert [type(error) for error in raised] in ([MigrationFailed], [DatabaseUnavailable])
     assert "\n" not in str(raised[0])
-    assert upgrade(settings) == ["0002"]
+    assert upgrade(settings) == REVISIONS[1:]
 
 
 @pytest.mark.parametrize(("port", "call"), [("closed", current), ("closed", upgrade), ("silent", current)])
@@ -358,8 +362,8 @@ def test_direct_connection_for_migrations(settings, empty_database):
     several = re.sub(r"host=([^&]+)", r"host=/nowhere,\1&target_session_attrs=read-write", empty_database)
     assert several != empty_database
     direct = make_settings("postgresql://pooler.invalid/x", TASKCTL_MIGRATION_DATABASE_URL=several)
-    assert upgrade(direct) == ["0001", "0002"]
-    assert current(settings) == "0002"
+    assert upgrade(direct) == REVISIONS
+    assert current(settings) == HEAD
     with pytest.raises(SettingsInvalid, match="DATABASE_URL"):
         migrations.database_url(make_settings(""))
 
@@ -379,13 +383,13 @@ def test_new_revision(settings, copied_folder):
         migrations.new_revision(settings, "Add due dates", autogenerate=True)
     upgrade(settings)
     path = migrations.new_revision(settings, "Add due dates", autogenerate=True)
-    assert path == copied_folder / "versions" / "0003_add_due_dates.py"
+    assert path == copied_folder / "versions" / f"{NEXT}_add_due_dates.py"
     text = path.read_text()
     assert text.startswith('"""Add due dates."""\n')
-    assert 'down_revision: str | None = "0002"' in text.replace("'", '"')
+    assert f'down_revision: str | None = "{HEAD}"' in text.replace("'", '"')
     assert "op." not in text
-    assert upgrade(settings) == ["0003"]
-    assert downgrade(settings, "0002") == ["0003"]
+    assert upgrade(settings) == [NEXT]
+    assert downgrade(settings, HEAD) == [NEXT]
 
 
 def test_new_revision_needs_a_checkout(settings, monkeypatch, tmp_path):

@@ -135,7 +135,10 @@ def test_unknown_members_are_refused(model, name):
 
 def test_content_has_defaults():
     """What is left out of a task's content is empty and open; a title is required."""
-    assert TaskContent(title="x").model_dump() == {"title": "x", "description": None, "completed": False}
+    assert TaskContent(title="x").model_dump(mode="json") == {
+        "title": "x", "description": None, "due_at": None, "priority": "none", "tags": [], "project": None,
+        "recurrence": None, "time_zone": None, "extra": None, "completed": False,
+    }  # fmt: skip
     with pytest.raises(ValidationError):
         TaskContent.model_validate({})
     assert TaskContent.model_json_schema()["required"] == ["title"]
@@ -220,10 +223,7 @@ def test_list_defaults():
 def test_moments_are_utc(moment, text):
     """A moment is written in UTC with microseconds and `Z`, whatever its zone was, by a task too."""
     assert rfc3339(moment) == text
-    task = Task(
-        id=1, user_id="a", title="x", description=None, completed=True, completed_at=moment, version=1,
-        created_at=moment, updated_at=moment,
-    )  # fmt: skip
+    task = Task.model_validate(TASK | dict.fromkeys(("completed_at", "created_at", "updated_at"), moment))
     dumped = task.model_dump(mode="json")
     assert {dumped[name] for name in ("completed_at", "created_at", "updated_at")} == {text}
     assert Task.model_validate_json(task.model_dump_json()) == task
@@ -232,17 +232,15 @@ def test_moments_are_utc(moment, text):
 def test_moments_have_a_zone():
     """A moment without a time zone is no moment."""
     with pytest.raises(ValidationError):
-        Task.model_validate(
-            {
-                "id": 1,
-                "user_id": "a",
-                "title": "x",
-                "description": None,
-                "completed": False,
-                "completed_at": None,
-            }
-            | {"version": 1, "created_at": "2026-01-02T03:04:05", "updated_at": "2026-01-02T03:04:05Z"}
-        )
+        Task.model_validate(TASK | {"created_at": "2026-01-02T03:04:05"})
+
+
+TASK = {
+    "id": 1, "user_id": "a", "title": "x", "description": None, "due_at": None, "priority": "none",
+    "tags": [], "project": None, "recurrence": None, "time_zone": None, "extra": None, "completed": True,
+    "completed_at": None, "next_id": None, "deleted_at": None, "version": 1,
+    "created_at": "2026-01-02T03:04:05Z", "updated_at": "2026-01-02T03:04:05Z",
+}  # fmt: skip
 
 
 ROW = {"user_id": "a", "id": 1, "title": "x", "completed": False, "version": 1}
@@ -259,10 +257,27 @@ REFUSED = {
     "task_version_positive": [{"version": 0}],
     "task_idempotency_key_length": [KEY | {"idempotency_key": key} for key in ("", "x" * 256)],
     "task_idempotency_digest_matches": [{"idempotency_key": "k"}, {"idempotency_digest": b""}],
+    "task_due_at_range": [{"due_at": "0001-01-01 00:00Z BC"}, {"due_at": "10000-01-01 00:00Z"}],
+    "task_due_all_day_is_midnight": [{"due_at": "2026-11-30 00:00+01:00", "due_all_day": True}],
+    "task_due_all_day_has_day": [{"due_all_day": True}],
+    "task_priority_range": [{"priority": -1}, {"priority": 4}],
+    "task_tags_list": [{"tags": [f"t{n}" for n in range(33)]}, {"tags": ["a", None]}],
+    "task_tags_length": [{"tags": ["x" * 65]}, {"tags": [""]}],
+    "task_project_length": [{"project": ""}, {"project": "x" * 101}],
+    "task_project_one_line": [{"project": f"a{each}b"} for each in CONTROL[1:]],
+    "task_recurrence_length": [{"recurrence": text, "due_at": "now"} for text in ("", "x" * 501)],
+    "task_recurrence_has_due": [{"recurrence": "FREQ=DAILY"}],
+    "task_time_zone_length": [{"time_zone": ""}, {"time_zone": "x" * 65}],
+    "task_extra_length": [{"extra": f'{{"a":"{"x" * 8192}"}}'}],
+    "task_extra_object": [{"extra": "[]"}, {"extra": "null"}],
+    "task_next_id_positive": [{"next_id": 0}],
 }
 ALLOWED = [
     *({}, {"id": 2**63 - 1}, {"user_id": "😀" * 255}, {"title": "😀" * 200}, {"title": "a\u2028\u00a0b"}),
     *({"description": ""}, {"description": "😀" * 10_000}, {"description": "a\t\r\nb"}),
+    *({"due_at": "9999-12-31 23:59:59.999999Z"}, {"due_at": "0001-01-01 00:00Z", "due_all_day": True}),
+    *({"tags": ["😀" * 64] * 32}, {"project": "😀" * 100}, {"extra": "{}"}, {"priority": 3}),
+    *({"recurrence": "x" * 500, "due_at": "now"}, {"time_zone": "x" * 64}, {"next_id": 1}),
     *({"completed": True, "completed_at": "now"}, KEY | {"idempotency_key": "k" * 255}),
 ]
 
@@ -304,9 +319,17 @@ def test_accounts_are_checked(shared):
     for row in (("", 0), ("x" * 256, 0), ("a", -1)):
         with pytest.raises(psycopg.errors.CheckViolation), shared.transaction(force_rollback=True):
             shared.execute("INSERT INTO account VALUES (%s, %s)", row)
+    with pytest.raises(psycopg.errors.CheckViolation), shared.transaction(force_rollback=True):
+        shared.execute("INSERT INTO account (user_id, last_task_id, last_change) VALUES ('a', 1, -1)")
+    for row in (("a", 0, "created"), ("a", 1, "forgotten")):
+        with pytest.raises(psycopg.errors.CheckViolation), shared.transaction(force_rollback=True):
+            shared.execute(
+                "INSERT INTO change (user_id, number, type, task_id, task) VALUES (%s, %s, %s, 1, '{}')", row
+            )
     found = shared.execute(
         "SELECT conname FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0"
     ).fetchall()
     assert {name for (name,) in found} == {
-        *REFUSED, "account_user_id_length", "account_last_task_id_positive",
+        *REFUSED, "account_user_id_length", "account_last_task_id_positive", "account_last_change_positive",
+        "change_number_positive", "change_type_known",
     }  # fmt: skip

@@ -12,6 +12,7 @@ import pytest
 
 import taskctl as package
 from conftest import (
+    REVISIONS,
     SECRET,
     bare_environ,
     embedded_in,
@@ -59,7 +60,7 @@ def test_several_processes_serve_and_one_prepares(launch, empty_database):
     assert stop(server) == 0
     assert not any(lives(pid) for pid in workers)
     log = server.log.read_text()
-    assert [log.count(f"'{number} ") for number in ("0001", "0002")] == [1, 1]
+    assert [log.count(f"'{number} ") for number in REVISIONS] == [1] * len(REVISIONS)
     assert server.out.read_text().count("Ready") == 1
     assert "Traceback" not in log
 
@@ -219,7 +220,7 @@ def test_ten_at_once_migrate_once(launch, empty_database):
     for server in servers:
         wait_until_ready(server)
     logs = "".join(server.log.read_text() for server in servers)
-    assert [logs.count(f"'{number} ") for number in ("0001", "0002")] == [1, 1]
+    assert [logs.count(f"'{number} ") for number in REVISIONS] == [1] * len(REVISIONS)
 
 
 def test_workers_started_before_their_database(launch, fresh_home, user):

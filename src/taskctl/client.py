@@ -7,8 +7,8 @@ than the request takes. Standard library only.
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NotRequired, Self, TypedDict, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self, TypedDict, cast
 from urllib.parse import urlencode
 
 from taskctl import errors
@@ -31,8 +31,17 @@ class TaskDict(TypedDict):
     user_id: str
     title: str
     description: str | None
+    due_at: str | None
+    priority: str
+    tags: list[str]
+    project: str | None
+    recurrence: str | None
+    time_zone: str | None
+    extra: dict[str, Any] | None
     completed: bool
     completed_at: str | None
+    next_id: int | None
+    deleted_at: str | None
     version: int
     created_at: str
     updated_at: str
@@ -45,12 +54,24 @@ class PageDict(TypedDict):
     next_cursor: str | None
 
 
-class ChangesDict(TypedDict):
+class ContentDict(TypedDict, total=False):
+    """What can be written of a task besides its title; what is left out takes its default."""
+
+    description: str | None
+    due_at: str | None
+    priority: str
+    tags: list[str]
+    project: str | None
+    recurrence: str | None
+    time_zone: str | None
+    extra: dict[str, Any] | None
+    completed: bool
+
+
+class ChangesDict(ContentDict, total=False):
     """A JSON merge patch (RFC 7396): left out means unchanged."""
 
-    title: NotRequired[str]
-    description: NotRequired[str | None]
-    completed: NotRequired[bool]
+    title: str
 
 
 class Client:
@@ -117,17 +138,32 @@ class Client:
         limit: int | None = None,
         cursor: str | None = None,
         order: Order = Order.asc,
+        filters: Mapping[str, str | Sequence[str]] | None = None,
     ) -> PageDict:
-        """One page: at most `limit` tasks (1-200), after `cursor`, by id."""
-        query = {"status": status.value, "order": order.value, "limit": limit, "cursor": cursor}
-        given = urlencode({name: value for name, value in query.items() if value is not None})
+        """One page: at most `limit` tasks (1-200), after `cursor`.
+
+        `filters` are more of the list's parameters (`docs/api.md`); several values repeat a parameter.
+        """
+        query: dict[str, Any] = {
+            "status": status.value,
+            "order": order.value,
+            "limit": limit,
+            "cursor": cursor,
+            **(filters or {}),
+        }
+        given = urlencode({name: value for name, value in query.items() if value is not None}, doseq=True)
         page = self._object(self._send("GET", f"?{given}"))
         if not isinstance(page.get("items"), list):
             raise self._unexpected("JSON that is no list of tasks")
         return cast("PageDict", page)
 
     def pages(
-        self, *, status: Status = Status.all, order: Order = Order.asc, total: int | None = None
+        self,
+        *,
+        status: Status = Status.all,
+        order: Order = Order.asc,
+        filters: Mapping[str, str | Sequence[str]] | None = None,
+        total: int | None = None,
     ) -> Iterator[PageDict]:
         """Page after page, fetched when asked for, up to `total` tasks (None: all of them).
 
@@ -137,7 +173,7 @@ class Client:
         left = total
         while True:
             limit = PAGE_LIMIT_MAX if left is None else min(left, PAGE_LIMIT_MAX)
-            page = self.list_tasks(status=status, limit=limit, cursor=cursor, order=order)
+            page = self.list_tasks(status=status, limit=limit, cursor=cursor, order=order, filters=filters)
             yield page
             if left is not None:
                 left -= len(page["items"])
@@ -151,11 +187,10 @@ class Client:
         self,
         title: str,
         *,
-        description: str | None = None,
-        completed: bool = False,
+        content: ContentDict | None = None,
         idempotency_key: str | None = None,
     ) -> TaskDict:
-        """Create a task. The same key with the same content returns the task made before.
+        """Create a task, with a `content` besides its title. The same key with the same content returns the task made before.
 
         A key is always sent, a fresh one where none is given, so that a repeat makes no second task.
 
@@ -167,8 +202,7 @@ class Client:
             raise errors.UsageInvalid(
                 f"An idempotency key is 1 to {IDEMPOTENCY_KEY_MAX} visible ASCII characters."
             )
-        body = {"title": title, "description": description, "completed": completed}
-        return self._task("POST", "", body, headers={"Idempotency-Key": key})
+        return self._task("POST", "", {"title": title, **(content or {})}, headers={"Idempotency-Key": key})
 
     def read_task(self, task_id: int) -> TaskDict:
         """Read one task."""
@@ -179,13 +213,11 @@ class Client:
         task_id: int,
         title: str,
         *,
-        description: str | None = None,
-        completed: bool = False,
+        content: ContentDict | None = None,
         if_version: int | None = None,
     ) -> TaskDict:
         """Replace all of a task; `VersionConflict` where `if_version` is not its version."""
-        body = {"title": title, "description": description, "completed": completed}
-        return self._task("PUT", f"/{task_id}", body, if_version=if_version)
+        return self._task("PUT", f"/{task_id}", {"title": title, **(content or {})}, if_version=if_version)
 
     def edit_task(self, task_id: int, changes: ChangesDict, *, if_version: int | None = None) -> TaskDict:
         """Change what `changes` names; `VersionConflict` where `if_version` is not the task's version."""
@@ -199,8 +231,12 @@ class Client:
         return self._task("PATCH", f"/{task_id}/complete", body, if_version=if_version)
 
     def delete_task(self, task_id: int, *, if_version: int | None = None) -> None:
-        """Delete a task. One that is gone after an earlier try was cut off counts as deleted by that try."""
+        """Put a task into the trash. One that is gone after a try was cut off counts as deleted by that try."""
         self._send("DELETE", f"/{task_id}", headers=_condition(if_version))
+
+    def restore_task(self, task_id: int, *, if_version: int | None = None) -> TaskDict:
+        """Take a task out of the trash; twice is as good as once."""
+        return self._task("POST", f"/{task_id}/restore", if_version=if_version)
 
     def me(self) -> dict[str, Any]:
         """Whom the server takes the token's bearer for, and how it knows.

@@ -4,9 +4,13 @@ Bounds are written once, in the `Annotated` aliases, and hold in the API, its Op
 database's constraints (`server.tables`).
 """
 
+import json
 import re
-from datetime import UTC, datetime
-from typing import Annotated, Any
+import unicodedata
+import zoneinfo
+from collections.abc import Callable
+from datetime import UTC, date, datetime
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -19,15 +23,23 @@ from pydantic import (
     StrictBool,
     StringConstraints,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
 
 from taskctl.vocabulary import (
     DESCRIPTION_MAX,
+    EXTRA_MAX,
     PAGE_LIMIT_DEFAULT,
     PAGE_LIMIT_MAX,
+    PROJECT_MAX,
+    RECURRENCE_MAX,
+    TAG_MAX,
+    TAGS_MAX,
+    TIME_ZONE_MAX,
     TITLE_MAX,
     Order,
+    Priority,
     Status,
     Trust,
 )
@@ -55,13 +67,21 @@ def _many_lines(text: str) -> str:
     return text if text.isprintable() else _refuse(text, _CONTROL - _LINE_BREAKS)
 
 
-def _title_schema(schema: dict[str, Any]) -> None:
+_SPACE = r"\t-\r \u0085\u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000"
+
+
+def _trimmed_schema(longest: int) -> Callable[[dict[str, Any]], None]:
     """Say in JSON Schema what is accepted: the bounds hold for what trimming leaves."""
-    space = r"\t-\r \u0085\u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000"
-    visible = f"[^{space}{_CONTROL_RANGE}]"
-    schema.pop("minLength", None)
-    schema.pop("maxLength", None)
-    schema["pattern"] = f"^[{space}]*{visible}([^{_CONTROL_RANGE}]{{0,{TITLE_MAX - 2}}}{visible})?[{space}]*$"
+    visible = f"[^{_SPACE}{_CONTROL_RANGE}]"
+
+    def amend(schema: dict[str, Any]) -> None:
+        schema.pop("minLength", None)
+        schema.pop("maxLength", None)
+        schema["pattern"] = (
+            f"^[{_SPACE}]*{visible}([^{_CONTROL_RANGE}]{{0,{longest - 2}}}{visible})?[{_SPACE}]*$"
+        )
+
+    return amend
 
 
 Title = Annotated[
@@ -71,7 +91,7 @@ Title = Annotated[
     Field(
         description="One line, trimmed.",
         examples=["Buy milk"],
-        json_schema_extra=_title_schema,
+        json_schema_extra=_trimmed_schema(TITLE_MAX),
     ),
 ]
 
@@ -83,6 +103,138 @@ Description = Annotated[
         description="Free text; tab, newline and carriage return are its only control characters.",
         json_schema_extra={"pattern": r"^[^\u0000-\u0008\u000B\u000C\u000E-\u001F\u007F-\u009F]*$"},
     ),
+]
+
+
+Project = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=PROJECT_MAX),
+    AfterValidator(_one_line),
+    Field(description="One line, trimmed.", json_schema_extra=_trimmed_schema(PROJECT_MAX)),
+]
+
+
+def _tag(text: str) -> str:
+    tag = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text.strip()).lower())
+    if not 1 <= len(tag) <= TAG_MAX:
+        raise ValueError(f"a tag has 1 to {TAG_MAX} characters")
+    if any(each.isspace() or each == "," or each in _CONTROL for each in tag):
+        raise ValueError("a tag has no white space, comma or control character in it")
+    return tag
+
+
+Tags = Annotated[
+    list[
+        Annotated[
+            str,
+            AfterValidator(_tag),
+            Field(json_schema_extra={"pattern": f"^[^{_SPACE},{_CONTROL_RANGE}]{{1,{TAG_MAX // 2}}}$"}),
+        ]
+    ],
+    Field(
+        max_length=TAGS_MAX,
+        description=f"Each at most {TAG_MAX} characters, no white space or comma; lower case, once, sorted.",
+        examples=[["home", "urgent"]],
+    ),
+    AfterValidator(lambda tags: sorted(set(tags))),
+]
+
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
+_INSTANT = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})",
+    re.ASCII,
+)
+
+
+def due(value: Any) -> date | datetime:
+    """A due date as the wire has it: a day (RFC 3339 `full-date`), or an instant with its offset, in UTC.
+
+    Raises:
+        ValueError: it is neither, or lies outside the years 1 to 9999 in UTC.
+    """
+    if isinstance(value, date):
+        return value
+    try:
+        if isinstance(value, str) and _DATE.fullmatch(value):
+            return date.fromisoformat(value)
+        if isinstance(value, str) and _INSTANT.fullmatch(value):
+            return datetime.fromisoformat(value.upper()).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise ValueError("there is no such date or time") from error
+    raise ValueError("write a date as 2026-11-30, or a time with its offset as 2026-11-30T17:00:00+01:00")
+
+
+def _wire_due(value: date | datetime) -> str:
+    return rfc3339(value) if isinstance(value, datetime) else value.isoformat()
+
+
+DueAt = Annotated[
+    date | datetime,
+    BeforeValidator(due),
+    PlainSerializer(_wire_due, when_used="json"),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "anyOf": [{"format": "date"}, {"format": "date-time"}],
+            "description": "A date, which is all of that day wherever its user is, or an instant (RFC 3339).",
+            "examples": ["2026-11-30", "2026-11-30T17:00:00+01:00"],
+        }
+    ),
+]
+
+Recurrence = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=RECURRENCE_MAX),
+    Field(
+        description="An RRULE (RFC 5545, section 3.3.10), without its name.",
+        examples=["FREQ=WEEKLY;BYDAY=MO"],
+    ),
+]
+
+
+def zone(name: str) -> zoneinfo.ZoneInfo:
+    """The time zone of this name in the IANA database.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not re.fullmatch(rf"[A-Za-z][A-Za-z0-9_+/-]{{0,{TIME_ZONE_MAX - 1}}}", name, re.ASCII):
+        raise ValueError("a time zone is a name such as Europe/Berlin")
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError("there is no time zone of this name; names are such as Europe/Berlin") from error
+
+
+def _zone_name(name: str) -> str:
+    return zone(name).key
+
+
+TimeZone = Annotated[
+    str,
+    AfterValidator(_zone_name),
+    Field(
+        description="A name of the IANA database, such as Europe/Berlin.",
+        json_schema_extra={"pattern": "^(UTC|Europe/(Berlin|London)|America/New_York|Asia/Tokyo)$"},
+    ),
+]
+
+
+def _small(value: dict[str, Any]) -> dict[str, Any]:
+    if len(compact(value).encode()) > EXTRA_MAX:
+        raise ValueError(f"has more than {EXTRA_MAX} bytes as JSON")
+    return value
+
+
+def compact(value: Any) -> str:
+    """A value as JSON without white space."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+Extra = Annotated[
+    dict[str, Any],
+    AfterValidator(_small),
+    Field(description=f"Kept for programs and never looked into; at most {EXTRA_MAX} bytes."),
 ]
 
 
@@ -109,7 +261,25 @@ class TaskContent(Body):
 
     title: Title
     description: Description | None = None
+    due_at: DueAt | None = None
+    priority: Priority = Priority.none
+    tags: Tags = []
+    project: Project | None = None
+    recurrence: Recurrence | None = Field(None, description="Needs a `due_at`.")
+    time_zone: TimeZone | None = Field(
+        None, description="Where a recurrence keeps its time of day; null: UTC."
+    )
+    extra: Extra | None = None
     completed: StrictBool = False
+
+    @model_validator(mode="after")
+    def _recurs_from_a_date(self) -> Self:
+        if self.recurrence is not None and self.due_at is None:
+            raise ValueError(RECURRENCE_NEEDS_DUE)
+        return self
+
+
+RECURRENCE_NEEDS_DUE = "A task that recurs has a due date"
 
 
 def _without_defaults(schema: dict[str, Any]) -> None:
@@ -118,16 +288,24 @@ def _without_defaults(schema: dict[str, Any]) -> None:
 
 
 class TaskPatch(Body):
-    """A JSON merge patch (RFC 7396): left out means unchanged, null clears the description.
+    """A JSON merge patch (RFC 7396): left out means unchanged, null clears what can be empty.
 
-    A title and a completion have no empty state, so null is refused for them. Which members were sent
-    is in `model_fields_set`; the defaults here are never used, nor shown in the schema.
+    Null is refused where it would not be a value: `title`, `priority` (its empty state is `none`), `tags`
+    (`[]`) and `completed`. `extra` is replaced as a whole. Which members were sent is in
+    `model_fields_set`; the defaults here are never used, nor shown in the schema.
     """
 
     model_config = ConfigDict(json_schema_extra=_without_defaults)
 
     title: Title = ""
     description: Description | None = None
+    due_at: DueAt | None = None
+    priority: Priority = Priority.none
+    tags: Tags = []
+    project: Project | None = None
+    recurrence: Recurrence | None = None
+    time_zone: TimeZone | None = None
+    extra: Extra | None = None
     completed: StrictBool = False
 
 
@@ -144,8 +322,17 @@ class TaskFields(BaseModel):
     user_id: str
     title: Title
     description: Description | None
+    due_at: DueAt | None
+    priority: Priority
+    tags: list[str]
+    project: str | None
+    recurrence: str | None
+    time_zone: str | None
+    extra: dict[str, Any] | None
     completed: bool
     completed_at: Timestamp | None
+    next_id: int | None = Field(description="The task that completing this one has created, if it recurs.")
+    deleted_at: Timestamp | None = Field(description="When it went to the trash.")
     version: int = Field(ge=1, description="One more after every change.")
     created_at: Timestamp
     updated_at: Timestamp

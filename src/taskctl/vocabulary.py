@@ -25,6 +25,9 @@ PROJECT_MAX = 100
 RECURRENCE_MAX = 500
 """Characters in a recurrence rule."""
 
+RECURRENCE_HAS_DUE = "recurrence_has_due"
+"""The database's rule that a merge patch can break without its server knowing: the due date is in the row."""
+
 TIME_ZONE_MAX = 64
 """Characters in a time zone's name."""
 

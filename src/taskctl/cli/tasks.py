@@ -87,7 +87,11 @@ def add(
     if context.args:
         raise UsageInvalid('A title of several words goes in quotes, as in `taskctl tasks add "Buy milk"`.')
     with _client(context) as client:
-        task = client.create_task(title, description=description, idempotency_key=idempotency_key)
+        task = client.create_task(
+            title,
+            content={} if description is None else {"description": description},
+            idempotency_key=idempotency_key,
+        )
         _print_task("Added", task, how, client.raw)
 
 

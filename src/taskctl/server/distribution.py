@@ -16,8 +16,8 @@ from taskctl.server import migrations
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-_TABLES = ("account", "task")
-"""In this order: the second is put where the first one's users are."""
+_TABLES = ("account", "task", "change")
+"""In this order: the others are put where the first one's users are."""
 
 _COLUMN = "user_id"
 
@@ -25,7 +25,7 @@ _EXTENSION = "SELECT extversion FROM pg_extension WHERE extname = 'citus'"
 _DISTRIBUTED = f"""
 SELECT c.relname::text, column_to_column_name(p.logicalrelid, p.partkey) = '{_COLUMN}'
 FROM pg_dist_partition AS p JOIN pg_class AS c ON c.oid = p.logicalrelid
-WHERE p.logicalrelid IN (to_regclass('account'), to_regclass('task'))
+WHERE c.relname IN ('{"', '".join(_TABLES)}') AND p.logicalrelid = to_regclass(c.relname::text)
 """  # noqa: S608 - constants of this module
 
 

@@ -19,6 +19,7 @@ import itertools
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -459,13 +460,16 @@ def _encode(value: Any) -> tuple[bytes | None, int]:
         case bytes():
             return value, _BINARY
         case bool():
-            return (b"t" if value else b"f"), _TEXT
+            encoded = b"t" if value else b"f"
         case int():
-            return b"%d" % value, _TEXT
+            encoded = b"%d" % value
+        case datetime():
+            encoded = value.isoformat().encode()
         case list():
-            return b"{%b}" % b",".join(b"%d" % each for each in value), _TEXT
+            encoded = b"{%b}" % b",".join(b"%d" % each for each in value)
         case _:
             raise TypeError(type(value))
+    return encoded, _TEXT
 
 
 def _first_row(result: PGresult) -> Row | None:

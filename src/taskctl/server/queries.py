@@ -5,15 +5,16 @@ behind a transaction-mode pooler, and routed to one shard where the tables are d
 the JSON that goes over the wire. Time is the database's (`now()`).
 
 A change says in the same statement why it changed nothing: no row means that there is no such task,
-`matched` is false when the task's version is not among `versions`, and null when the task has become
-something to change only while the statement waited for a concurrent change: run it again.
+`matched` is false when the task's version is not among `versions`, and null when there is something to
+change that this statement did not: the task has become so while it waited for a concurrent change (run it
+again), or it recurs and would be completed (run the statement for that, which also needs what follows).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from taskctl.vocabulary import Order, Status
+from taskctl.vocabulary import Order, Priority, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,36 +37,72 @@ class Statement:
         return self.reads_only or (self.repeatable and parameters.get("versions") is None)
 
 
+def _text(moment: str) -> str:
+    """A moment as the wire has it."""
+    return f"""to_char({moment} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+
+
 def _moment(column: str) -> str:
-    return f"""to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS {column}"""
+    return f"{_text(column)} AS {column}"
 
 
 _JSON = f"""(
     SELECT row_to_json(wire) FROM (
-        SELECT id, user_id, title, description, completed, {_moment("completed_at")}, version,
-               {_moment("created_at")}, {_moment("updated_at")}
+        SELECT id, user_id, title, description,
+               CASE WHEN due_at IS NULL THEN NULL
+                    WHEN due_all_day THEN to_char(due_at AT TIME ZONE 'UTC', 'YYYY-MM-DD')
+                    ELSE {_text("due_at")} END AS due_at,
+               (ARRAY['{"','".join(Priority)}'])[priority + 1] AS priority, tags, project, recurrence,
+               time_zone, extra::json AS extra, completed, {_moment("completed_at")}, next_id,
+               {_moment("deleted_at")}, version, {_moment("created_at")}, {_moment("updated_at")}
     ) AS wire
-)::text"""
+)"""
 """One task exactly as `models.Task` serialises it; reads the columns of the row that surrounds it."""
 
-_COLUMNS = "user_id, id, title, description, completed, completed_at, version, created_at, updated_at"
+_CONTENT = {
+    "title": "%(title)s::text",
+    "description": "%(description)s::text",
+    "due_at": "%(due_at)s::timestamptz",
+    "due_all_day": "%(due_all_day)s::boolean",
+    "priority": "%(priority)s::smallint",
+    "tags": "string_to_array(%(tags)s::text, ' ')",
+    "project": "%(project)s::text",
+    "recurrence": "%(recurrence)s::text",
+    "time_zone": "%(time_zone)s::text",
+    "extra": "%(extra)s::text",
+    "completed": "%(completed)s::boolean",
+}
+"""What a client writes of a task: the columns, and their parameters. A tag has no space in it."""
+
+_COLUMNS = (
+    f"user_id, id, {', '.join(_CONTENT)}, completed_at, next_id, deleted_at, version, created_at, updated_at"
+)
 
 _MATCHED = "(%(versions)s::bigint[] IS NULL OR version = ANY(%(versions)s::bigint[]))"
 
 READ_TASK = Statement(
     "read_task",
     f"""
-    SELECT true, version, {_JSON}
-    FROM task WHERE user_id = %(user_id)s AND id = %(id)s
+    SELECT true, version, {_JSON}::text
+    FROM task WHERE user_id = %(user_id)s AND id = %(id)s AND deleted_at IS NULL
     """,
     reads_only=True,
 )
 """-> matched, version, JSON."""
 
-# The first create of a user makes the account, every later one takes its next number. A repeated create
+
+def _log(rows: str, kind: str) -> str:
+    """Writes into the log of changes what `rows` (with a `body` and a `number`) have become."""
+    return f"""
+        INSERT INTO change (user_id, number, type, task_id, at, task)
+        SELECT user_id, number, {kind}, id, updated_at, body FROM {rows}
+    """
+
+
+# The first create of a user makes the account, every later one takes its next numbers. A repeated create
 # finds the task of its key in `existing`. Of several at the same moment, those that lose the race see no
-# row yet in `existing`; the conflict clause then hands them the winner's row, and the number they took
-# remains a gap.
+# row yet in `existing`; the conflict clause then hands them the winner's row, and the numbers they took
+# remain a gap.
 CREATE_TASK = Statement(
     "create_task",
     f"""
@@ -73,90 +110,157 @@ CREATE_TASK = Statement(
         SELECT {_COLUMNS}, idempotency_digest
         FROM task WHERE user_id = %(user_id)s AND idempotency_key = %(key)s::text
     ), next AS (
-        INSERT INTO account AS a (user_id, last_task_id)
-        SELECT %(user_id)s::text, 1 WHERE NOT EXISTS (SELECT FROM existing)
-        ON CONFLICT (user_id) DO UPDATE SET last_task_id = a.last_task_id + 1
-        RETURNING last_task_id
+        INSERT INTO account AS a (user_id, last_task_id, last_change)
+        SELECT %(user_id)s::text, 1, 1 WHERE NOT EXISTS (SELECT FROM existing)
+        ON CONFLICT (user_id) DO UPDATE
+        SET last_task_id = a.last_task_id + 1, last_change = a.last_change + 1
+        RETURNING last_task_id, last_change
     ), made AS (
-        INSERT INTO task AS t (user_id, id, title, description, completed, completed_at, version,
+        INSERT INTO task AS t (user_id, id, {", ".join(_CONTENT)}, completed_at, version,
                                idempotency_key, idempotency_digest)
-        SELECT %(user_id)s::text, last_task_id, %(title)s::text, %(description)s::text,
-               %(completed)s::boolean, CASE WHEN %(completed)s::boolean THEN now() END, 1,
-               %(key)s::text, %(digest)s::bytea
+        SELECT %(user_id)s::text, last_task_id, {", ".join(_CONTENT.values())},
+               CASE WHEN %(completed)s::boolean THEN now() END, 1, %(key)s::text, %(digest)s::bytea
         FROM next
         ON CONFLICT (user_id, idempotency_key) WHERE idempotency_key IS NOT NULL
         DO UPDATE SET idempotency_key = excluded.idempotency_key
         RETURNING {_COLUMNS}, idempotency_digest
     ), result AS (
-        SELECT *, id <> (SELECT last_task_id FROM next) AS replayed FROM made
+        SELECT id <> last_task_id AS replayed, last_change AS number, {_JSON} AS body, made.* FROM made, next
         UNION ALL
-        SELECT *, true FROM existing
+        SELECT true, NULL, {_JSON}, existing.* FROM existing
+    ), logged AS (
+        {_log("result WHERE NOT replayed", "'created'")}
     )
-    SELECT replayed, %(digest)s::bytea IS NOT DISTINCT FROM idempotency_digest, id, version, {_JSON}
+    SELECT replayed, %(digest)s::bytea IS NOT DISTINCT FROM idempotency_digest, id, version, body::text
     FROM result
     """,
     repeatable=True,
 )
 """-> replayed, same content, id, version, JSON."""
 
-_WRITTEN = """(
-    coalesce(%(title)s::text, title),
-    CASE WHEN %(set_description)s::boolean THEN %(description)s::text ELSE description END,
-    coalesce(%(completed)s::boolean, completed)
-)"""
-_DIFFERS = f"(title, description, completed) IS DISTINCT FROM {_WRITTEN}"
-
 # The moment is picked from an array, as Citus refuses now() within CASE.
-#
-# `changed` is the ordinary case. Only when it changed nothing is the row looked at again, under a lock that
-# follows it to its newest version: what a concurrent change has left there decides between a stale version,
-# a change that changes nothing, and one that must be made after all.
-CHANGE_TASK = Statement(
-    "change_task",
-    f"""
-    WITH changed AS (
-        UPDATE task SET
-            (title, description, completed) = {_WRITTEN},
-            completed_at = (ARRAY[completed_at, now()])[CASE
-                WHEN NOT coalesce(%(completed)s::boolean, completed) THEN NULL
-                WHEN completed THEN 1
-                ELSE 2
-            END],
-            version = version + 1,
-            updated_at = now()
-        WHERE user_id = %(user_id)s AND id = %(id)s AND {_MATCHED} AND {_DIFFERS}
-        RETURNING {_COLUMNS}
-    ), unchanged AS (
-        SELECT {_COLUMNS} FROM task
-        WHERE user_id = %(user_id)s AND id = %(id)s AND NOT EXISTS (SELECT FROM changed)
-        FOR UPDATE
-    )
-    SELECT true, version, {_JSON} FROM changed
-    UNION ALL
-    SELECT CASE WHEN NOT {_MATCHED} THEN false WHEN NOT {_DIFFERS} THEN true END, version, {_JSON}
-    FROM unchanged
-    """,
-    repeatable=True,
-)
-"""-> matched, version, JSON."""
+_COMPLETED_AT = """(ARRAY[completed_at, now()])[CASE
+    WHEN NOT {completed} THEN NULL WHEN completed THEN 1 ELSE 2
+END]"""
 
-DELETE_TASK = Statement(
-    "delete_task",
-    f"""
-    WITH deleted AS (
-        DELETE FROM task WHERE user_id = %(user_id)s AND id = %(id)s AND {_MATCHED}
-        RETURNING version
-    ), kept AS (
-        SELECT version FROM task
-        WHERE user_id = %(user_id)s AND id = %(id)s AND NOT EXISTS (SELECT FROM deleted)
+
+def _change(
+    name: str,
+    written: Mapping[str, str],
+    kind: str,
+    *,
+    also: str = "",
+    live: str = "deleted_at IS NULL",
+    repeatable: bool = True,
+) -> tuple[Statement, Statement]:
+    """A change of one task, and the same for one that recurs and is completed by it.
+
+    The account's row is changed before the task's, whose numbers are so given out in the order of the
+    commits; nothing is locked where there seems to be nothing to change. `changed` is the ordinary case.
+    Only when it changed nothing is the row looked at again, under a lock that follows it to its newest
+    version: what a concurrent change has left there decides between a stale version, a change that changes
+    nothing, and one that must be made after all.
+
+    Args:
+        name: the statement's.
+        written: columns, and the expressions over the row that they are set to.
+        kind: an expression, the change's type.
+        also: more assignments, for columns that are no part of the task.
+        live: which rows are there to be changed.
+        repeatable: as in `Statement`.
+    """
+    differs = f"({', '.join(written)}) IS DISTINCT FROM ({', '.join(written.values())})"
+    recurs = "false"
+    assignments = ", ".join(f"{column} = {value}" for column, value in written.items())
+    if "completed" in written:
+        completed = written["completed"]
+        assignments += f", completed_at = {_COMPLETED_AT.format(completed=completed)}"
+        recurs = (
+            f"(NOT completed AND {completed} AND next_id IS NULL"
+            f" AND {written.get('recurrence', 'recurrence')} IS NOT NULL)"
+        )
+    target = f"user_id = %(user_id)s AND id = %(id)s AND {live}"
+
+    def statement(*, recurring: bool) -> str:
+        condition = f"{target} AND {_MATCHED} AND {differs} AND {'' if recurring else 'NOT '}{recurs}"
+        more = "last_task_id = last_task_id + %(follows)s::int," if recurring else ""
+        next_id = f"next_id = CASE WHEN {_FOLLOWS} THEN last_task_id END," if recurring else ""
+        return f"""
+    WITH counted AS (
+        UPDATE account SET {more} last_change = last_change + {"1 + %(follows)s::int" if recurring else "1"}
+        WHERE user_id = %(user_id)s AND EXISTS (SELECT FROM task WHERE {condition})
+        RETURNING last_task_id, last_change
+    ), changed AS (
+        UPDATE task SET {assignments}, {also} {next_id} version = version + 1, updated_at = now()
+        FROM counted WHERE {condition}
+        RETURNING {_COLUMNS}, {"last_change - %(follows)s::int" if recurring else "last_change"} AS number
+    ), told AS (
+        SELECT {_JSON} AS body, changed.* FROM changed
+    ), logged AS (
+        {_log("told", kind)}
+    ), {_SUCCESSOR if recurring else ""} unchanged AS (
+        SELECT {_COLUMNS} FROM task
+        WHERE {target} AND NOT EXISTS (SELECT FROM changed)
         FOR UPDATE
     )
-    SELECT true, version FROM deleted
+    SELECT true, version, body::text, NULL FROM told
     UNION ALL
-    SELECT CASE WHEN NOT {_MATCHED} THEN false END, version FROM kept
-    """,
+    SELECT CASE WHEN NOT {_MATCHED} THEN false WHEN NOT {differs} THEN true END, version,
+           {_JSON}::text, {_text("now()")}
+    FROM unchanged
+    """
+
+    return (
+        Statement(name, statement(recurring=False), repeatable=repeatable),
+        Statement(f"{name}_recurring", statement(recurring=True)),
+    )
+
+
+_SENT = "string_to_array(%(sent)s::text, ' ')"
+
+_FOLLOWS = "%(follows)s::int = 1"
+
+# A copy of what the completed task has become, as a new one.
+_SUCCESSOR = f"""successor AS (
+        INSERT INTO task AS t (user_id, id, {", ".join(_CONTENT)}, version)
+        SELECT user_id, next_id, title, description, %(next_due_at)s::timestamptz, due_all_day, priority,
+               tags, project, %(next_recurrence)s::text, time_zone, extra, false, 1
+        FROM changed WHERE {_FOLLOWS}
+        RETURNING {_COLUMNS}
+    ), successor_told AS (
+        SELECT {_JSON} AS body, last_change AS number, successor.* FROM successor, counted
+    ), successor_logged AS (
+        {_log("successor_told", "'created'")}
+    ),"""
+
+CHANGE_TASK, CHANGE_RECURRING = _change(
+    "change_task",
+    {
+        column: f"CASE WHEN '{column}' = ANY({_SENT}) THEN {value} ELSE {column} END"
+        for column, value in _CONTENT.items()
+    },
+    "'changed'",
 )
-"""-> matched, version."""
+"""Changes the columns that `sent` names, with spaces between. -> as for the next."""
+
+COMPLETE_TASK, COMPLETE_RECURRING = _change(
+    "complete_task",
+    {"completed": "%(completed)s::boolean"},
+    "CASE WHEN completed THEN 'completed' ELSE 'reopened' END",
+)
+"""-> matched, version, JSON, the time where nothing was changed."""
+
+DELETE_TASK, _ = _change(
+    "delete_task",
+    {"deleted_at": "now()"},
+    "'deleted'",
+    also="idempotency_key = NULL, idempotency_digest = NULL,",
+    repeatable=False,
+)
+"""Puts a task into the trash, whose key is then free for another. -> matched, version, JSON."""
+
+RESTORE_TASK, _ = _change("restore_task", {"deleted_at": "NULL::timestamptz"}, "'restored'", live="true")
+"""Takes a task out of the trash. -> matched, version, JSON."""
 
 
 def _list(status: Status, order: Order) -> Statement:
@@ -165,7 +269,12 @@ def _list(status: Status, order: Order) -> Statement:
     The cursor names the first task of the page (null: from the beginning). One row more than the page is
     read, to know whether there is another page and where it starts.
     """
-    only = {Status.all: "", Status.pending: "AND NOT completed", Status.completed: "AND completed"}[status]
+    only = {
+        Status.all: "AND deleted_at IS NULL",
+        Status.pending: "AND NOT completed AND deleted_at IS NULL",
+        Status.completed: "AND completed AND deleted_at IS NULL",
+        Status.deleted: "AND deleted_at IS NOT NULL",
+    }[status]
     compare, direction = {Order.asc: (">=", "ASC"), Order.desc: ("<=", "DESC")}[order]
     start = {Order.asc: "0", Order.desc: "9223372036854775807"}[order]
     return Statement(
@@ -174,7 +283,7 @@ def _list(status: Status, order: Order) -> Statement:
         SELECT string_agg(body, ',' ORDER BY n) FILTER (WHERE n <= %(limit)s::bigint),
                max(id) FILTER (WHERE n > %(limit)s::bigint)
         FROM (
-            SELECT id, row_number() OVER (ORDER BY id {direction}) AS n, {_JSON} AS body
+            SELECT id, row_number() OVER (ORDER BY id {direction}) AS n, {_JSON}::text AS body
             FROM task
             WHERE user_id = %(user_id)s AND id {compare} coalesce(%(cursor)s::bigint, {start}) {only}
             ORDER BY id {direction} LIMIT %(limit)s::bigint + 1

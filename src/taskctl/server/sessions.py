@@ -19,9 +19,11 @@ from psycopg.adapt import Loader
 from psycopg.rows import tuple_row
 
 from taskctl.config import ServerSettings
-from taskctl.errors import DatabaseUnavailable, StatementTimeout
+from taskctl.errors import DatabaseUnavailable, StatementTimeout, ValidationFailed
+from taskctl.models import RECURRENCE_NEEDS_DUE
 from taskctl.server.queries import PROBE, Statement
 from taskctl.setting import PreparedStatements
+from taskctl.vocabulary import RECURRENCE_HAS_DUE
 
 log: Any = structlog.get_logger()
 
@@ -182,6 +184,9 @@ class Sessions:
             # The last is a unique index that ON CONFLICT needs.
             case postgres.UndefinedTable() | postgres.UndefinedColumn() | postgres.InvalidColumnReference():
                 failure = SchemaMissing()
+            case postgres.CheckViolation() if error.diag.constraint_name == f"task_{RECURRENCE_HAS_DUE}":
+                wrong = {"loc": ["body", "due_at"], "msg": RECURRENCE_NEEDS_DUE, "type": "value_error"}
+                return ValidationFailed(f"body.due_at: {RECURRENCE_NEEDS_DUE}.", errors=[wrong])
             case postgres.ReadOnlySqlTransaction():
                 failure = WritesRefused("The database takes no writes right now.")
             case postgres.InvalidSqlStatementName() | postgres.DuplicatePreparedStatement() if (

@@ -17,13 +17,27 @@ from sqlalchemy import (
     Index,
     LargeBinary,
     MetaData,
+    SmallInteger,
     Text,
     text,
 )
+from sqlalchemy.dialects.postgresql import ARRAY, JSON
 from sqlmodel import Field, SQLModel
 
 from taskctl.models import TaskFields
-from taskctl.vocabulary import DESCRIPTION_MAX, IDEMPOTENCY_KEY_MAX, TITLE_MAX, USER_ID_MAX
+from taskctl.vocabulary import (
+    DESCRIPTION_MAX,
+    EXTRA_MAX,
+    IDEMPOTENCY_KEY_MAX,
+    PROJECT_MAX,
+    RECURRENCE_HAS_DUE,
+    RECURRENCE_MAX,
+    TAG_MAX,
+    TAGS_MAX,
+    TIME_ZONE_MAX,
+    TITLE_MAX,
+    USER_ID_MAX,
+)
 
 metadata = MetaData(
     naming_convention={"ck": "%(table_name)s_%(constraint_name)s", "pk": "%(table_name)s_pkey"},
@@ -40,18 +54,20 @@ def _now() -> Any:
 
 
 class AccountRow(SQLModel, table=True):
-    """Hands out a user's task ids; made by the user's first task and never deleted."""
+    """Hands out the numbers of a user's tasks and changes; made by the first task and never deleted."""
 
     __tablename__ = "account"
     metadata = metadata
     __table_args__ = (
         CheckConstraint(f"char_length(user_id) BETWEEN 1 AND {USER_ID_MAX}", name="user_id_length"),
         CheckConstraint("last_task_id >= 0", name="last_task_id_positive"),
+        CheckConstraint("last_change >= 0", name="last_change_positive"),
     )
 
     user_id: str = _column(Text, primary_key=True)
     last_task_id: int = _column(BigInteger, nullable=False)
     created_at: datetime = _now()
+    last_change: int = _column(BigInteger, nullable=False, server_default=text("0"))
 
 
 class TaskRow(TaskFields, SQLModel, table=True):
@@ -76,6 +92,30 @@ class TaskRow(TaskFields, SQLModel, table=True):
         CheckConstraint(
             "(idempotency_key IS NULL) = (idempotency_digest IS NULL)", name="idempotency_digest_matches"
         ),
+        CheckConstraint("due_at >= '0001-01-01Z' AND due_at < '10000-01-01Z'", name="due_at_range"),
+        CheckConstraint(
+            "NOT due_all_day OR due_at AT TIME ZONE 'UTC' = date_trunc('day', due_at AT TIME ZONE 'UTC')",
+            name="due_all_day_is_midnight",
+        ),
+        CheckConstraint("NOT due_all_day OR due_at IS NOT NULL", name="due_all_day_has_day"),
+        CheckConstraint("priority BETWEEN 0 AND 3", name="priority_range"),
+        CheckConstraint(
+            f"cardinality(tags) <= {TAGS_MAX} AND coalesce(array_ndims(tags), 1) = 1"
+            " AND array_position(tags, NULL) IS NULL",
+            name="tags_list",
+        ),
+        CheckConstraint(
+            f"array_to_string(tags, ' ') !~ '[^ ]{{{TAG_MAX + 1}}}' AND array_position(tags, '') IS NULL",
+            name="tags_length",
+        ),
+        CheckConstraint(f"char_length(project) BETWEEN 1 AND {PROJECT_MAX}", name="project_length"),
+        CheckConstraint(r"project !~ '[\u0001-\u001F\u007F-\u009F]'", name="project_one_line"),
+        CheckConstraint(f"char_length(recurrence) BETWEEN 1 AND {RECURRENCE_MAX}", name="recurrence_length"),
+        CheckConstraint("recurrence IS NULL OR due_at IS NOT NULL", name=RECURRENCE_HAS_DUE),
+        CheckConstraint(f"char_length(time_zone) BETWEEN 1 AND {TIME_ZONE_MAX}", name="time_zone_length"),
+        CheckConstraint(f"octet_length(extra) <= {EXTRA_MAX}", name="extra_length"),
+        CheckConstraint("json_typeof(extra::json) = 'object'", name="extra_object"),
+        CheckConstraint("next_id >= 1", name="next_id_positive"),
         # Serves the pending and the completed list, each in the order of its pages.
         Index("task_user_id_completed_id_idx", "user_id", "completed", "id"),
         Index(
@@ -98,3 +138,37 @@ class TaskRow(TaskFields, SQLModel, table=True):
     updated_at: datetime = _now()
     idempotency_key: str | None = _column(Text)
     idempotency_digest: bytes | None = _column(LargeBinary)
+    due_at: datetime | None = _column(DateTime(timezone=True))
+    due_all_day: bool = _column(Boolean, nullable=False, server_default=text("false"))
+    """Whether `due_at` is a date, kept as its midnight in UTC."""
+    priority: int = _column(SmallInteger, nullable=False, server_default=text("0"))  # type: ignore[assignment]
+    """Its place in `vocabulary.Priority`."""
+    tags: list[str] = _column(ARRAY(Text), nullable=False, server_default=text("'{}'"))
+    project: str | None = _column(Text)
+    recurrence: str | None = _column(Text)
+    time_zone: str | None = _column(Text)
+    extra: str | None = _column(Text)  # type: ignore[assignment]
+    """JSON, kept as it goes over the wire."""
+    next_id: int | None = _column(BigInteger)
+    deleted_at: datetime | None = _column(DateTime(timezone=True))
+
+
+class ChangeRow(SQLModel, table=True):
+    """A change of a task, with the task as it then was. Numbered per user in the order of the commits."""
+
+    __tablename__ = "change"
+    metadata = metadata
+    __table_args__ = (
+        CheckConstraint("number >= 1", name="number_positive"),
+        CheckConstraint(
+            "type IN ('created', 'changed', 'completed', 'reopened', 'deleted', 'restored')",
+            name="type_known",
+        ),
+    )
+
+    user_id: str = _column(Text, primary_key=True)
+    number: int = _column(BigInteger, primary_key=True, autoincrement=False)
+    type: str = _column(Text, nullable=False)
+    task_id: int = _column(BigInteger, nullable=False)
+    at: datetime = _now()
+    task: Any = _column(JSON, nullable=False)

@@ -5,19 +5,31 @@ import hashlib
 import json
 import re
 import secrets
+from datetime import UTC, date, datetime, time
 from typing import Annotated, Any
+from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Body, Depends, Header, Path, Query, Response
 from fastapi.security import HTTPBearer
 from psycopg.types.numeric import Int8
 from pydantic.json_schema import SkipJsonSchema
 
-from taskctl.errors import BadRequest, IdempotencyKeyReused, TaskNotFound, VersionConflict
-from taskctl.models import Completion, ListQuery, Problem, Task, TaskContent, TaskPage, TaskPatch
-from taskctl.server import queries
+from taskctl.errors import BadRequest, IdempotencyKeyReused, Overloaded, TaskNotFound, VersionConflict
+from taskctl.models import (
+    Completion,
+    ListQuery,
+    Problem,
+    Task,
+    TaskContent,
+    TaskPage,
+    TaskPatch,
+    compact,
+    due,
+)
+from taskctl.server import queries, recurrence
 from taskctl.server.routing import JSON, MERGE_PATCH, RETRY_AFTER, Call, TaskRoute, path_as_sent
 from taskctl.server.sessions import Row
-from taskctl.vocabulary import API_PREFIX, IDEMPOTENCY_KEY_MAX, TASK_ID_MAX, Order
+from taskctl.vocabulary import API_PREFIX, IDEMPOTENCY_KEY_MAX, TASK_ID_MAX, Order, Priority
 
 _CHALLENGE = {
     "WWW-Authenticate": {
@@ -78,6 +90,13 @@ _BOTH_PATCH_TYPES = {
 _BOTH_COMPLETION_TYPES = {
     "requestBody": {"content": {MERGE_PATCH: {"schema": {"$ref": "#/components/schemas/Completion"}}}}
 }
+
+_PRIORITIES = list(Priority)
+
+_ALL = "title description due_at due_all_day priority tags project recurrence time_zone extra completed"
+
+_TRIES = 100
+"""How often a change is run that meets concurrent changes of its task again and again."""
 
 _NO_DIGEST = b""
 """Stands where no client's key asks whether the content is the same."""
@@ -178,9 +197,7 @@ async def create_task(
         )
     row = await call.fetch(
         queries.CREATE_TASK,
-        title=body.title,
-        description=body.description,
-        completed=body.completed,
+        **_stored(body),
         # Every create has a key, so that it can be run again when its connection was lost.
         key=_internal_key() if idempotency_key is None else idempotency_key,
         digest=_NO_DIGEST if idempotency_key is None else _digest(body),
@@ -217,15 +234,7 @@ async def read_task(
 @router.put("/tasks/{task_id}", responses=_TASK | _BODY | _ABSENT | _STALE)
 async def replace_task(call: Call, task_id: TaskId, body: TaskContent, if_match: IfMatch = None) -> Response:
     """Replace all that can be written of a task; what is left out takes its default."""
-    return await _change(
-        call,
-        task_id,
-        if_match,
-        title=body.title,
-        set_description=True,
-        description=body.description,
-        completed=body.completed,
-    )
+    return await _change(call, _CHANGE, task_id, if_match, sent=_ALL, **_stored(body))
 
 
 @router.patch(
@@ -236,15 +245,8 @@ async def replace_task(call: Call, task_id: TaskId, body: TaskContent, if_match:
 async def edit_task(call: Call, task_id: TaskId, body: TaskPatch, if_match: IfMatch = None) -> Response:
     """Change some of a task (JSON merge patch, RFC 7396)."""
     sent = body.model_fields_set
-    return await _change(
-        call,
-        task_id,
-        if_match,
-        title=body.title if "title" in sent else None,
-        set_description="description" in sent,
-        description=body.description,
-        completed=body.completed if "completed" in sent else None,
-    )
+    names = " ".join([*sent, "due_all_day"] if "due_at" in sent else sent)
+    return await _change(call, _CHANGE, task_id, if_match, sent=names, **_stored(body))
 
 
 @router.patch(
@@ -259,42 +261,122 @@ async def complete_task(
     if_match: IfMatch = None,
 ) -> Response:
     """Complete a task, or reopen it. A state and not a toggle: sent twice, it changes nothing."""
-    return await _change(
-        call, task_id, if_match, title=None, set_description=False, description=None, completed=body.completed
-    )
+    return await _change(call, _COMPLETE, task_id, if_match, completed=body.completed)
 
 
 @router.delete(
     "/tasks/{task_id}",
     status_code=204,
-    responses=_BAD | _ABSENT | _STALE | {204: {"description": "The task is gone."}},
+    responses=_BAD | _ABSENT | _STALE | {204: {"description": "The task is in the trash."}},
 )
 async def delete_task(call: Call, task_id: TaskId, if_match: IfMatch = None) -> Response:
-    """Delete a task."""
+    """Move a task to the trash, from where it can be restored until it is purged."""
     await _write(call, queries.DELETE_TASK, task_id, if_match)
     return Response(status_code=204)
 
 
-async def _change(call: Call, task_id: int, if_match: str | None, **changes: Any) -> Response:
-    _, version, task = await _write(call, queries.CHANGE_TASK, task_id, if_match, **changes)
+@router.post("/tasks/{task_id}/restore", responses=_TASK | _BAD | _ABSENT | _STALE)
+async def restore_task(call: Call, task_id: TaskId, if_match: IfMatch = None) -> Response:
+    """Take a task out of the trash. A state: sent twice, it changes nothing."""
+    _, version, task, _ = await _write(call, queries.RESTORE_TASK, task_id, if_match)
     return _json(task, version)
 
 
-async def _write(
-    call: Call, statement: queries.Statement, task_id: int, if_match: str | None, **changes: Any
-) -> Row:
+_CHANGE = (queries.CHANGE_TASK, queries.CHANGE_RECURRING)
+_COMPLETE = (queries.COMPLETE_TASK, queries.COMPLETE_RECURRING)
+
+
+def _stored(body: TaskContent | TaskPatch) -> dict[str, Any]:
+    """What a client writes, as the parameters of the statements have it."""
+    due_at = body.due_at
+    return {
+        "title": body.title,
+        "description": body.description,
+        "due_at": due_at and _instant(due_at),
+        "due_all_day": due_at is not None and not isinstance(due_at, datetime),
+        "priority": _PRIORITIES.index(body.priority),
+        "tags": " ".join(body.tags),
+        "project": body.project,
+        "recurrence": body.recurrence,
+        "time_zone": body.time_zone,
+        "extra": None if body.extra is None else compact(body.extra),
+        "completed": body.completed,
+    }
+
+
+def _instant(due_at: date | datetime) -> datetime:
+    """What stands for a due date in the database: a date's midnight in UTC."""
+    return due_at if isinstance(due_at, datetime) else datetime.combine(due_at, time(), UTC)
+
+
+async def _change(
+    call: Call,
+    statements: tuple[queries.Statement, queries.Statement],
+    task_id: int,
+    if_match: str | None,
+    **changes: Any,
+) -> Response:
+    """Run a change, and answer with what it has made of the task.
+
+    One that completes a recurring task takes two statements: the first finds that it recurs and changes
+    nothing; the second, bound to the version that was found, completes it and creates the one that follows.
+    """
+    ordinary, recurring = statements
+    versions = _versions(if_match)
+    parameters = {"id": Int8(task_id), "versions": versions, **changes}
+    for _ in range(_TRIES):
+        matched, version, task, now = _found(await call.fetch(ordinary, **parameters))
+        if matched is None:
+            successor = _successor(json.loads(task), changes, now)
+            if successor is not None:
+                bound = parameters | successor | {"versions": [Int8(version)]}
+                matched, version, task, _ = _found(await call.fetch(recurring, **bound))
+                # Whoever came in between has made it another version: all over again.
+                matched = matched or None
+        if matched is not None:
+            return _json(task, _require(matched, version))
+    raise Overloaded
+
+
+def _successor(task: dict[str, Any], changes: dict[str, Any], now: bytes) -> dict[str, Any] | None:
+    """What follows a recurring task once it is completed; None where `task` is not about to be."""
+    sent = changes["sent"].split() if "sent" in changes else ("completed",)
+    after = {"recurrence": task["recurrence"], "time_zone": task["time_zone"], "due_at": task["due_at"]}
+    after |= {name: changes[name] for name in after if name in sent}
+    completes = changes["completed"] if "completed" in sent else False
+    if task["completed"] or not completes or task["next_id"] is not None or after["recurrence"] is None:
+        return None
+    due_at = after["due_at"]
+    if not isinstance(due_at, datetime):
+        due_at = due(due_at)
+    elif changes["due_all_day"]:
+        due_at = due_at.date()
+    zone = ZoneInfo(after["time_zone"] or "UTC")
+    following = recurrence.following(after["recurrence"], due_at, zone, datetime.fromisoformat(now.decode()))
+    if following is None:
+        return {"follows": 0, "next_due_at": None, "next_recurrence": None}
+    next_due, next_rule = following
+    return {"follows": 1, "next_due_at": _instant(next_due), "next_recurrence": next_rule}
+
+
+async def _write(call: Call, statement: queries.Statement, task_id: int, if_match: str | None) -> Row:
     """Run a change until it was made or refused: again only after it met a concurrent one."""
-    parameters = {"id": Int8(task_id), "versions": _versions(if_match), **changes}
-    row = _found(await call.fetch(statement, **parameters))
-    while row[0] is None:
+    parameters = {"id": Int8(task_id), "versions": _versions(if_match)}
+    for _ in range(_TRIES):
         row = _found(await call.fetch(statement, **parameters))
-    matched, version = row[:2]
+        if row[0] is not None:
+            _require(row[0], row[1])
+            return row
+    raise Overloaded
+
+
+def _require(matched: bool, version: int) -> int:
     if not matched:
         raise VersionConflict(
             f"The task is at version {version}, which is not what was asked for; read it again.",
             current_version=version,
         )
-    return row
+    return version
 
 
 def _found(row: Row | None) -> Row:
@@ -362,7 +444,7 @@ def _digest(body: TaskContent) -> bytes:
 
     Defaults are left out, so that a field that comes with a later release changes no digest.
     """
-    content = json.dumps(body.model_dump(exclude_defaults=True), sort_keys=True)
+    content = json.dumps(body.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
     return hashlib.sha256(content.encode()).digest()
 
 
