@@ -104,6 +104,11 @@ def inside(modules, *names):
             set(),
             {"addresses", "answers", "contexts", "errors", "transport", "vocabulary"},
         ),
+        *(
+            (name, set(), {"formats", "strict_json", "vocabulary"})
+            for name in MODULES
+            if name.startswith("taskctl.formats")
+        ),
         ("taskctl.server.queries", set(), {"server", "vocabulary"}),
     ],
 )

@@ -12,6 +12,7 @@ from taskctl.strict_json import loads
 
 _CHUNK = 2**16
 _MARK = re.compile(r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"|["\[\]{},\n]')
+_IN_STRING = re.compile(r'[^"\\\n]*(?:\\.[^"\\\n]*)*')
 _SPACE = " \t\r\n,"
 
 
@@ -43,30 +44,38 @@ class _Scanner:
         self._line = self._begin_line = 1
         self._depth = 0
         self._base: int | None = None  # the depth of elements: 1 in an array
-        self._too_long = self._done = False
+        self._string = self._too_long = self._done = False
 
     def feed(self, text: str, *, ended: bool) -> Iterator[tuple[int, str | Refused]]:
         """The texts of the elements that this piece of the file completes."""
         self._text = self._text[self._begin :] + text
         self._scan -= self._begin
         self._begin = 0
-        for found in _MARK.finditer(self._text, self._scan):
+        while not self._in_string() and (found := _MARK.search(self._text, self._scan)):
             mark = found[0]
-            if mark == '"' and "\n" not in self._text[found.end() :] and not ended:
-                self._scan = found.start()  # the rest of this string is still to come
-                break
             self._scan = found.end()
-            if mark == "\n":
+            if mark == '"':
+                self._string = True
+            elif mark == "\n":
                 self._line += 1
             elif mark in "[]{},":
                 yield from self._bracket(mark)
-        else:
+        if not self._string:
             self._scan = len(self._text)
         if len(self._text) - self._begin > LONGEST:
             self._too_long = True
             self._begin = self._scan
         if ended:
             yield from self._end()
+
+    def _in_string(self) -> bool:
+        """Whether what comes next is in a string; goes to its end, which a raw line's end is too."""
+        if self._string:
+            self._scan = _IN_STRING.match(self._text, self._scan).end()  # type: ignore[union-attr]
+            closing = self._text[self._scan : self._scan + 1]
+            self._string = closing not in {'"', "\n"}
+            self._scan += closing == '"'
+        return self._string
 
     def _bracket(self, mark: str) -> Iterator[tuple[int, str | Refused]]:
         if self._base is None and mark in "[{" and not self._text[self._begin : self._scan - 1].strip(_SPACE):

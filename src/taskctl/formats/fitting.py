@@ -111,6 +111,19 @@ def tag(text: str) -> str:
     return text[:TAG_MAX]
 
 
+def as_read(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A content as it is after reading, as far as formats have texts that tasks cannot hold.
+
+    A long title is cut and all of it starts the description; tags are made to fit.
+    """
+    title, whole = cut(content["title"])
+    description = content["description"]
+    if whole is not None:
+        description = whole if not description else f"{whole}\n\n{description}"
+    tags = sorted({*map(tag, content["tags"])} - {""})
+    return {**content, "title": title, "description": description, "tags": tags}
+
+
 _TYPES = {"completed": bool, "tags": list, "extra": dict}
 
 

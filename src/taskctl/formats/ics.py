@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from zoneinfo import ZoneInfo
 
 from taskctl.formats.carrying import to_carry, with_carried
-from taskctl.formats.fitting import DEFAULTS, instant
+from taskctl.formats.fitting import DEFAULTS, as_read, instant
 from taskctl.formats.lines import LONGEST, lines
 from taskctl.formats.record import (
     Entry,
@@ -38,6 +38,7 @@ _NO_TASKS = {"VEVENT": "an event", "VJOURNAL": "a journal entry", "VFREEBUSY": "
 _PRIORITIES = {"high": "1", "medium": "5", "low": "9"}
 _LEVELS = dict(zip("123456789", ["high"] * 4 + ["medium"] + ["low"] * 4, strict=True))  # section 3.8.1.9
 _OCTETS = 75
+_READ = {"DUE", "RRULE", "PRIORITY", "CATEGORIES", "DESCRIPTION", "STATUS", "COMPLETED"}
 _COMPLETED = {"COMPLETED", "CANCELLED"}
 
 
@@ -114,9 +115,10 @@ def write(tasks: Iterable[Mapping[str, Any]], source: Source) -> Iterator[str]:
     yield "BEGIN:VCALENDAR\r\nVERSION:2.0\r\nPRODID:-//taskctl//taskctl//EN\r\n"
     for task in tasks:
         content = {**DEFAULTS, **content_of(task)}
-        shown = _todo(content)
-        todo = _with_kept(shown, own(content["extra"], "ics").get("lines"), source.zone)
-        rest = to_carry(content, {**_read(todo, source.zone), "extra": {"ics": own(content["extra"], "ics")}})
+        todo = _with_kept(content, source.zone)
+        rest = to_carry(
+            content, {**as_read(_read(todo, source.zone)), "extra": {"ics": own(content["extra"], "ics")}}
+        )
         if (
             own(content["extra"], "ics").get("uid")
             and set(rest) == {"extra"}
@@ -146,6 +148,9 @@ def _unfolded(stream: BinaryIO) -> Iterator[tuple[int, str | Refused]]:
 
 def _folded(line: str) -> str:
     """A content line in lines of at most 75 octets."""
+    if line.isascii():
+        first, rest = line[:_OCTETS], range(_OCTETS, len(line), _OCTETS - 1)
+        return "\r\n ".join([first, *(line[start : start + _OCTETS - 1] for start in rest)]) + "\r\n"
     pieces, piece, size = [], "", 0
     for character in line:
         width = len(character.encode("utf-8", "replace"))
@@ -305,20 +310,19 @@ def _digits(moment: datetime) -> str:
     return moment.replace(tzinfo=None, microsecond=0).isoformat().replace("-", "").replace(":", "")
 
 
-def _with_kept(todo: list[str], kept: Any, zone: ZoneInfo) -> list[str]:
-    """The lines with those that were kept, in place of ours where they mean the same."""
+def _with_kept(content: Mapping[str, Any], zone: ZoneInfo) -> list[str]:
+    """A task's lines with those that were kept, in place of ours where they mean the same."""
+    todo, kept = _todo(content), own(content["extra"], "ics").get("lines")
     if not isinstance(kept, list) or not all(isinstance(line, str) for line in kept):
         return todo
-    meaning = _read(todo, zone)
     names = {_name(line) for line in kept}
     both = [line for line in todo if _name(line) not in names] + kept
     try:
-        if _read(both, zone) == meaning:
+        if as_read(_read(both, zone)) == {**content, "extra": None}:
             return both
     except ValueError:
         pass
-    read = {"DUE", "RRULE", "PRIORITY", "CATEGORIES", "DESCRIPTION", "STATUS", "COMPLETED"}
-    names = {_name(line) for line in todo} | read
+    names = {_name(line) for line in todo} | _READ
     return [*todo, *(line for line, nested in _nested(kept) if nested or _name(line) not in names)]
 
 

@@ -93,7 +93,7 @@ def rows(stream: BinaryIO) -> Iterator[tuple[int, dict[str, str] | Refused]]:
     refused: list[Refused] = []
     source = _texts(stream, refused)
     header_line = next(source, "")
-    if not header_line:
+    if refused or not header_line:
         yield from ((found.line, found) for found in refused)
         return
     delimiter = max(",;\t", key=header_line.count)

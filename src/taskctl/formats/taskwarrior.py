@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 from taskctl.formats import repeating
 from taskctl.formats.carrying import to_carry, with_carried
 from taskctl.formats.elements import elements
-from taskctl.formats.fitting import DEFAULTS, cut, instant, tag
+from taskctl.formats.fitting import DEFAULTS, as_read, instant
 from taskctl.formats.record import (
     Entry,
     Intake,
@@ -72,7 +72,7 @@ def _entry(intake: Intake, line: int, task: dict[str, Any], zone: ZoneInfo) -> E
     except ValueError as error:
         return Refused(line, str(error))
     content = with_carried(shown, rest, lambda content: _read(_attributes(content, zone), zone))
-    ours = _attributes(_fit(content), zone)
+    ours = _attributes(as_read(content), zone)
     kept = {
         name: attributes.get(name) for name in [*attributes, *ours] if attributes.get(name) != ours.get(name)
     }
@@ -91,22 +91,12 @@ def _exported(task: Mapping[str, Any], zone: ZoneInfo) -> dict[str, Any]:
     kept = own(content["extra"], "taskwarrior")
     unchanged = task.get("version", 1) == 1
     attributes = _with_kept(content, kept, zone, unchanged=unchanged)
-    shown = _fit(_read(attributes, zone))
+    shown = as_read(_read(attributes, zone))
     rest = to_carry(content, {**shown, "extra": {"taskwarrior": kept}})
     if "uuid" in kept and set(rest) == {"extra"} and set(rest["extra"]) == {"taskctl"}:
         return attributes  # a task of Taskwarrior's goes back as it came
     text = json.dumps(rest, ensure_ascii=False, separators=(",", ":"))
     return {**attributes, "taskctl": text} if rest else attributes
-
-
-def _fit(content: dict[str, Any]) -> dict[str, Any]:
-    """What reading makes of title, description and tags."""
-    title, whole = cut(content["title"])
-    description = content["description"]
-    if whole is not None:
-        description = whole if not description else f"{whole}\n\n{description}"
-    tags = sorted({*map(tag, content["tags"])})
-    return {**content, "title": title, "description": description, "tags": tags}
 
 
 def _with_kept(
@@ -134,7 +124,7 @@ def _with_kept(
 def _meaning(attributes: Mapping[str, Any], zone: ZoneInfo) -> dict[str, Any] | None:
     """What reading the attributes gives, without `extra`; None where they cannot be read."""
     try:
-        content = _fit(_read(attributes, zone))
+        content = as_read(_read(attributes, zone))
     except ValueError:
         return None
     return {name: value for name, value in content.items() if name != "extra"}

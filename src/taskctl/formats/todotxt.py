@@ -151,8 +151,7 @@ def _line(content: Mapping[str, Any], zone: ZoneInfo) -> str:
         words += ["x", completed, created if completed else None]
     else:
         words += [f"({letter})" if letter else None, created]
-    # A word of the title must not be taken for a pair: with a space in it, it is none.
-    words += re.sub(r"(?<!\S)(due|pri|rec|taskctl):(?=\S)", r"\1: ", content["title"]).split()
+    words += map(_no_pair, content["title"].split())
     there = set(words)
     project = content["project"] and "+" + "-".join(content["project"].split())
     words += [project if project not in there else None]
@@ -161,6 +160,11 @@ def _line(content: Mapping[str, Any], zone: ZoneInfo) -> str:
     words += [f"rec:{_rec(content, marks)}" if _rec(content, marks) else None]
     words += [f"pri:{letter}" if letter and content["completed"] else None]
     return " ".join(str(word) for word in words if word)
+
+
+def _no_pair(word: str) -> str:
+    """A word of a title so that it is not taken for a pair: with a space in it, it is none."""
+    return word.replace(":", ": ", 1) if _take_pair(word, {**DEFAULTS}, {}) else word
 
 
 def _rec(content: Mapping[str, Any], marks: Mapping[str, Any]) -> str | None:

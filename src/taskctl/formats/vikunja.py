@@ -23,6 +23,7 @@ LARGEST = 2**28
 
 _NONE = "0001-01-01T00:00:00Z"
 _PRIORITIES = {0: "none", 1: "low", 2: "medium", 3: "high", 4: "high", 5: "high"}
+_HIGH = 3
 _DAY = 86_400
 _TAKEN = {"title", "description", "done", "due_date", "labels", "comments"}
 _SPARED = {"created_by", "position", "kanban_position", "bucket_id", "subscription", "reactions"}
@@ -45,13 +46,16 @@ def read(stream: BinaryIO, _source: Source) -> Iterator[Entry]:
     number = 0
     while projects:
         project = projects.pop(0)
-        children = project.get("child_projects")
-        projects[:0] = (
-            [each for each in children or [] if isinstance(each, dict)] if isinstance(children, list) else []
-        )
-        for task in project.get("tasks") or []:
+        projects[:0] = _objects(project.get("child_projects"))
+        tasks = project.get("tasks")
+        for task in tasks if isinstance(tasks, list) else []:
             number += 1
             yield _entry(intake, number, task, str(project.get("title") or "") or None)
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    """The objects of an array; none where it is no array."""
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def _text(stream: BinaryIO) -> str:
@@ -74,29 +78,24 @@ def _entry(intake: Intake, number: int, task: Any, project: str | None) -> Entry
     description = _plain(task.get("description"))
     if description != (task.get("description") or None):
         kept["description"] = task["description"]
-    for comment in task.get("comments") or []:
-        text = _plain(comment.get("comment")) if isinstance(comment, dict) else None
-        description = "\n\n".join(filter(None, (description, text)))
+    for comment in _objects(task.get("comments")):
+        description = "\n\n".join(filter(None, (description, _plain(comment.get("comment")))))
     priority = task.get("priority") or 0
-    if priority not in _PRIORITIES:
+    if not isinstance(priority, int) or priority not in _PRIORITIES:
         warnings.append(f"the priority {priority!r:.20} is none of 0 to 5")
-    due_at = _moment(task.get("due_date"))
-    rule = _rule(task, warnings) if due_at else None
-    if rule or priority in {0, 1, 2, 3}:
-        kept = {name: value for name, value in kept.items() if name != "priority" or priority > 3}  # noqa: PLR2004
-    labels = task.get("labels")
+        priority = 0
+    elif priority <= _HIGH:
+        kept.pop("priority", None)
     content = {
         "title": task.get("title"),
         "description": description or None,
-        "due_at": due_at,
-        "priority": _PRIORITIES.get(priority, "none"),
-        "tags": [str(each.get("title")) for each in labels or [] if isinstance(each, dict)]
-        if isinstance(labels, list)
-        else [],
+        "due_at": _moment(task.get("due_date")),
+        "priority": _PRIORITIES[priority],
+        "tags": [str(label.get("title")) for label in _objects(task.get("labels"))],
         "project": project,
-        "recurrence": rule,
+        "recurrence": _rule(task, warnings),
         "completed": task.get("done"),
-        "extra": {"vikunja": kept},
+        "extra": {"vikunja": kept} if kept else None,
     }
     identity = f"vikunja:{task['id']}:{task.get('created')}" if task.get("id") else None
     return intake.take(number, content, identity, warnings=warnings)
