@@ -136,7 +136,7 @@ def content_of(task: Mapping[str, Any]) -> dict[str, Any]:
 def copied(task: Mapping[str, Any]) -> bool:
     """Whether `extra` speaks of the occurrence before this one."""
     occurrence = own(task.get("extra"), "taskctl").get("occurrence")
-    return bool(task.get("recurrence")) and occurrence not in {None, task.get("due_at")}
+    return bool(task.get("recurrence")) and occurrence is not None and occurrence != task.get("due_at")
 
 
 def identity_of(content: Mapping[str, Any]) -> str | None:

@@ -137,7 +137,7 @@ def _read(attributes: Mapping[str, Any], zone: ZoneInfo) -> dict[str, Any]:
         ValueError: one that a task needs is not of its type.
     """
     content: dict[str, Any] = {**DEFAULTS, "tags": []}
-    for name in ("description", "status", "project", "recur", "mask", "until"):
+    for name in ("description", "status", "project", "priority", "recur", "mask", "until"):
         if not isinstance(attributes.get(name, ""), str):
             raise ValueError(f"{name} is not text")  # noqa: TRY004 - one kind of refusal
     content["title"] = attributes.get("description", "")
