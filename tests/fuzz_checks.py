@@ -1,8 +1,9 @@
 """What the fuzzer checks beyond its own: loaded by schemathesis itself, in its process, for `test_fuzz.py`.
 
-Three refusals depend on what is stored, which no schema can tell: whether a version is stale, whether a key
-was used before, and whether a cursor was given out. The fuzzer's own check of accepted data takes them for
-faults, so it is replaced by one that knows them, by code and by the header or parameter that asked for them.
+Some refusals no schema can tell. Four depend on what is stored: whether a version is stale, whether a key was
+used before, whether a cursor was given out, and whether a task that is to recur has a due date. One is a
+recurrence rule of the right form that makes no sense. The fuzzer's own check of accepted data takes them for
+faults, so it is replaced by one that knows them, by code and by what in the request asked for them.
 """
 
 import json
@@ -20,12 +21,18 @@ def state_forbids(case: schemathesis.Case, response: schemathesis.Response) -> b
     """Whether what is stored, and not the form of the request, led to this refusal."""
     if response.status_code not in {400, 412, 422}:
         return False
-    code = json.loads(response.content)["code"]
+    problem = json.loads(response.content)
+    code = problem["code"]
     sent = {name.lower() for name in case.headers or {}}
+    refused = [error["loc"] for error in problem.get("errors", [])]
     return (
         (code == "version_conflict" and "if-match" in sent)
         or (code == "idempotency_key_reused" and "idempotency-key" in sent)
         or (code == "bad_request" and "cursor" in (case.query or {}))
+        # A date that a recurrence needs may be in the task that a patch changes.
+        or (case.method == "PATCH" and refused == [["body", "due_at"]])
+        # A pattern has the form of a rule, and not what makes sense in it.
+        or refused == [["body", "recurrence"]]
     )
 
 

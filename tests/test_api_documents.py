@@ -26,6 +26,7 @@ STATUSES = {
     ("patch", "/api/v1/{user_id}/tasks/{task_id}/complete"): COMMON
     | {"200", "400", "404", "412", "413", "415"},
     ("delete", "/api/v1/{user_id}/tasks/{task_id}"): COMMON | {"204", "400", "404", "412"},
+    ("post", "/api/v1/{user_id}/tasks/{task_id}/restore"): COMMON | {"200", "400", "404", "412"},
 }
 
 

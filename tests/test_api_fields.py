@@ -119,10 +119,10 @@ async def test_due_dates(api: httpx.AsyncClient, sent: str, stored: str) -> None
             )
         ),
         *(("project", each) for each in ("", "  ", "a\nb", "x" * 101, 1)),
-        *(("recurrence", each) for each in ("", "x" * 501, 1)),
+        *(("recurrence", each) for each in ("", "x" * 501, 1, "FREQ=HOURLY")),
         *(
             ("time_zone", each)
-            for each in ("", "Mars/Olympus", "../../etc/passwd", "/etc/localtime", "x" * 65, "Europe", 1, "\0")
+            for each in ("", "Mars/Olympus", "../../etc/passwd", "/etc/localtime", "x" * 65, 1, "\0")
         ),
         *(("extra", each) for each in ([], "x", 1, {"a": "x" * 8192}, {"ü" * 4096: 1})),
     ],
@@ -165,7 +165,8 @@ async def test_a_recurrence_needs_a_date(api: httpx.AsyncClient) -> None:
     assert (await api.get(TASK)).json() == made
     recurring = await api.patch(TASK, json={"recurrence": "FREQ=DAILY", "due_at": "2026-11-30"})
     assert recurring.status_code == 200
-    assert (await api.patch(TASK, json={"due_at": None})).status_code == 422
+    for body in ({"due_at": None}, {"due_at": None, "completed": True}, {"recurrence": "x", "due_at": None}):
+        assert (await api.patch(TASK, json=body)).status_code == 422
     assert (await api.get(TASK)).json() == recurring.json()
     assert (await api.patch(TASK, json={"due_at": None, "recurrence": None})).status_code == 200
 

@@ -69,8 +69,11 @@ def inside(modules, *names):
         ("taskctl.vocabulary", set(), set()),
         ("taskctl.errors", set(), set()),
         ("taskctl.cli", set(), {"errors"}),
-        ("taskctl.models", PYDANTIC, {"vocabulary"}),
+        ("taskctl.models", PYDANTIC, {"recurrence", "vocabulary"}),
         ("taskctl.quantities", set(), set()),
+        ("taskctl.recurrence", set(), {"vocabulary"}),
+        ("taskctl.dates", set(), {"recurrence", "vocabulary"}),
+        ("taskctl.entry", set(), {"dates", "errors", "recurrence", "vocabulary"}),
         ("taskctl.signing_keys", CRYPTOGRAPHY, {"errors", "vocabulary"}),
         ("taskctl.signing_secret", set(), {"errors", "vocabulary"}),
         ("taskctl.strict_json", set(), set()),
@@ -110,6 +113,7 @@ def inside(modules, *names):
             if name.startswith("taskctl.formats")
         ),
         ("taskctl.server.queries", set(), {"server", "vocabulary"}),
+        ("taskctl.server.recurrence", {"dateutil"}, {"server", "recurrence", "vocabulary"}),
     ],
 )
 def test_module_imports_no_more_than_allowed(module, allowed, own):

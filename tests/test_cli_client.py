@@ -204,7 +204,7 @@ def test_add(run, terminal, server):
     assert run("tasks", "add", "-d", "two\nlines", "--idempotency-key", "k", "--", "-5").out.startswith(
         "9\tpending\t-5\t"
     )
-    assert server.seen[0].json == {"title": "-5", "description": "two\nlines", "completed": False}
+    assert server.seen[0].json == {"title": "-5", "description": "two\nlines"}
     assert server.seen[0].headers["idempotency-key"] == "k"
     assert terminal("tasks", "add", " x ").out == "Added 9  -5\n"
     assert server.seen[1].json["title"] == " x "

@@ -5,6 +5,8 @@ The map, from what imports nothing to what imports everything:
 - `vocabulary`, `errors`: the words and outcomes that all parts share; standard library only.
 - `quantities`, `signing_secret`, `strict_json`: durations and sizes; weak secrets and the kept one; JSON
   from strangers (standard library).
+- `recurrence`, `dates`, `entry`: recurrence rules; due dates as people write and read them; a task in one
+  line of text (standard library).
 - `models`: what goes over the wire (pydantic).
 - `setting`, `trust`, `config`: the server's settings, whose tokens it trusts among them (pydantic).
 - `jws`, `jwks`, `tokens`, `signing_keys`: a token taken apart; key sets that an issuer publishes; mint,

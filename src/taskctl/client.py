@@ -190,7 +190,7 @@ class Client:
         content: ContentDict | None = None,
         idempotency_key: str | None = None,
     ) -> TaskDict:
-        """Create a task, with a `content` besides its title. The same key with the same content returns the task made before.
+        """Create a task. The same key with the same content returns the task made before.
 
         A key is always sent, a fresh one where none is given, so that a repeat makes no second task.
 
@@ -231,7 +231,7 @@ class Client:
         return self._task("PATCH", f"/{task_id}/complete", body, if_version=if_version)
 
     def delete_task(self, task_id: int, *, if_version: int | None = None) -> None:
-        """Put a task into the trash. One that is gone after a try was cut off counts as deleted by that try."""
+        """Put a task into the trash; one that is gone after a try was cut off was deleted by that try."""
         self._send("DELETE", f"/{task_id}", headers=_condition(if_version))
 
     def restore_task(self, task_id: int, *, if_version: int | None = None) -> TaskDict:

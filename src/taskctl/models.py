@@ -26,7 +26,9 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
+from typing_extensions import TypeAliasType
 
+from taskctl.recurrence import check
 from taskctl.vocabulary import (
     DESCRIPTION_MAX,
     EXTRA_MAX,
@@ -188,7 +190,9 @@ Recurrence = Annotated[
     Field(
         description="An RRULE (RFC 5545, section 3.3.10), without its name.",
         examples=["FREQ=WEEKLY;BYDAY=MO"],
+        json_schema_extra={"pattern": f"^[{_SPACE}]*[A-Za-z]+=[^;=]+(;[A-Za-z]+=[^;=]+)*[{_SPACE}]*$"},
     ),
+    AfterValidator(check),
 ]
 
 
@@ -210,14 +214,21 @@ def _zone_name(name: str) -> str:
     return zone(name).key
 
 
-TimeZone = Annotated[
-    str,
-    AfterValidator(_zone_name),
-    Field(
-        description="A name of the IANA database, such as Europe/Berlin.",
-        json_schema_extra={"pattern": "^(UTC|Europe/(Berlin|London)|America/New_York|Asia/Tokyo)$"},
-    ),
-]
+def _zone_schema(schema: dict[str, Any]) -> None:
+    schema["pattern"] = f"^({'|'.join(map(re.escape, sorted(zoneinfo.available_timezones())))})$"
+
+
+# An alias of its own, so that the OpenAPI document has all the names once.
+TimeZone = TypeAliasType(
+    "TimeZone",
+    Annotated[
+        str,
+        AfterValidator(_zone_name),
+        Field(
+            description="A name of the IANA database, such as Europe/Berlin.", json_schema_extra=_zone_schema
+        ),
+    ],
+)
 
 
 def _small(value: dict[str, Any]) -> dict[str, Any]:
@@ -256,8 +267,16 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
+def _recurs_from_a_date(schema: dict[str, Any]) -> None:
+    needed = {"properties": {"due_at": {"type": "string"}}, "required": ["due_at"]}
+    schema["if"] = {"properties": {"recurrence": {"type": "string"}}, "required": ["recurrence"]}
+    schema["then"] = needed
+
+
 class TaskContent(Body):
     """All that a client may write of a task; what is left out takes its default."""
+
+    model_config = ConfigDict(json_schema_extra=_recurs_from_a_date)
 
     title: Title
     description: Description | None = None

@@ -91,6 +91,8 @@ _BOTH_COMPLETION_TYPES = {
     "requestBody": {"content": {MERGE_PATCH: {"schema": {"$ref": "#/components/schemas/Completion"}}}}
 }
 
+_NOTHING_FOLLOWS = {"follows": 0, "next_due_at": None, "next_recurrence": None}
+
 _PRIORITIES = list(Priority)
 
 _ALL = "title description due_at due_all_day priority tags project recurrence time_zone extra completed"
@@ -347,6 +349,8 @@ def _successor(task: dict[str, Any], changes: dict[str, Any], now: bytes) -> dic
     if task["completed"] or not completes or task["next_id"] is not None or after["recurrence"] is None:
         return None
     due_at = after["due_at"]
+    if due_at is None:  # which the database refuses
+        return _NOTHING_FOLLOWS
     if not isinstance(due_at, datetime):
         due_at = due(due_at)
     elif changes["due_all_day"]:
@@ -354,7 +358,7 @@ def _successor(task: dict[str, Any], changes: dict[str, Any], now: bytes) -> dic
     zone = ZoneInfo(after["time_zone"] or "UTC")
     following = recurrence.following(after["recurrence"], due_at, zone, datetime.fromisoformat(now.decode()))
     if following is None:
-        return {"follows": 0, "next_due_at": None, "next_recurrence": None}
+        return _NOTHING_FOLLOWS
     next_due, next_rule = following
     return {"follows": 1, "next_due_at": _instant(next_due), "next_recurrence": next_rule}
 
