@@ -108,7 +108,7 @@ def inside(modules, *names):
             {"addresses", "answers", "contexts", "errors", "transport", "vocabulary"},
         ),
         *(
-            (name, set(), {"formats", "strict_json", "vocabulary"})
+            (name, set(), {"formats", "recurrence", "strict_json", "vocabulary"})
             for name in MODULES
             if name.startswith("taskctl.formats")
         ),

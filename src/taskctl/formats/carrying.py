@@ -24,7 +24,7 @@ def with_carried(shown: Mapping[str, Any], rest: Mapping[str, Any], reading: Rea
     """What was written, with what was changed in the file since."""
     wanted = {**shown, **{name: rest[name] for name in shown if name in rest}}
     if "extra" in rest and isinstance(rest["extra"], dict):
-        wanted["extra"] = {**rest["extra"], **(shown.get("extra") or {})}
+        wanted["extra"] = {**(shown.get("extra") or {}), **rest["extra"]}
     again = reading(wanted)
     changed = [name for name in rest if name != "extra" and name in shown and again[name] != shown[name]]
     return {**wanted, **{name: shown[name] for name in changed}}

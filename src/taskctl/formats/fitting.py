@@ -8,11 +8,11 @@ from datetime import UTC, date, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from taskctl.recurrence import check
 from taskctl.vocabulary import (
     DESCRIPTION_MAX,
     EXTRA_MAX,
     PROJECT_MAX,
-    RECURRENCE_MAX,
     TAG_MAX,
     TAGS_MAX,
     TITLE_MAX,
@@ -37,9 +37,6 @@ _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 _INSTANT = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]+)?)?([Zz]|[+-][0-9]{2}:[0-9]{2})",
     re.ASCII,
-)
-_RULE = re.compile(
-    r"(?i)FREQ=(DAILY|WEEKLY|MONTHLY|YEARLY)(;[A-Z]+=[A-Z0-9,+-]+)*|([A-Z]+=[A-Z0-9,+-]+;)+FREQ=\w+.*"
 )
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _CONTROL_BUT_BREAKS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
@@ -114,14 +111,16 @@ def tag(text: str) -> str:
 def as_read(content: Mapping[str, Any]) -> dict[str, Any]:
     """A content as it is after reading, as far as formats have texts that tasks cannot hold.
 
-    A long title is cut and all of it starts the description; tags are made to fit.
+    A long title is cut and all of it starts the description, tags are made to fit, and a recurrence has its
+    normal form.
     """
     title, whole = cut(content["title"])
     description = content["description"]
     if whole is not None:
         description = whole if not description else f"{whole}\n\n{description}"
     tags = sorted({*map(tag, content["tags"])} - {""})
-    return {**content, "title": title, "description": description, "tags": tags}
+    fit = {"title": title, "description": description, "tags": tags}
+    return {**content, **fit, "recurrence": _recurrence(content["recurrence"], content["due_at"], {}, [])}
 
 
 _TYPES = {"completed": bool, "tags": list, "extra": dict}
@@ -196,15 +195,14 @@ def _recurrence(rule: str | None, due_at: str | None, kept: dict[str, Any], chan
     if not rule:
         return None
     rule = rule.strip().removeprefix("RRULE:")
-    frequencies = re.findall(r"(?i)FREQ=(\w+)", rule)
-    if len(rule) > RECURRENCE_MAX or not _RULE.fullmatch(rule) or len(frequencies) != 1:
-        why = "it is none that taskctl knows"
-    elif frequencies[0].upper() not in {"DAILY", "WEEKLY", "MONTHLY", "YEARLY"}:
-        why = "the most often is daily"
-    elif due_at is None:
-        why = "there is no due date"
+    try:
+        normal = check(rule)
+    except ValueError as error:
+        why = str(error).rstrip(".")
     else:
-        return rule
+        if due_at is not None:
+            return normal
+        why = "there is no due date"
     kept["recurrence"] = rule
     changed.append(f"the recurrence {rule!r:.80} is kept in extra only: {why}")
     return None

@@ -69,10 +69,14 @@ def _content(line: str, zone: ZoneInfo) -> tuple[dict[str, Any], list[str]]:
             "the value of taskctl: is broken"
         ]
     content = with_carried(shown, rest, lambda content: _shown(_line(content, zone)))
+    if isinstance(rest.get("extra"), dict) and "todo_txt" in rest["extra"]:
+        return content, []
+    # Marks that the members give by themselves are none of the line's own.
+    bare = _without_marks(content)
+    again = own(_shown(_line({**content, "extra": bare}, zone))["extra"], "todo_txt")
     marks = own(content["extra"], "todo_txt")
-    again = own(_shown(_line({**content, "extra": _without_marks(content)}, zone))["extra"], "todo_txt")
     marks = {name: value for name, value in marks.items() if again.get(name) != value}
-    extra = {**(_without_marks(content) or {}), **({"todo_txt": marks} if marks else {})}
+    extra = {**(bare or {}), **({"todo_txt": marks} if marks else {})}
     return {**content, "extra": extra or None}, []
 
 
