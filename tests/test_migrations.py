@@ -119,7 +119,7 @@ DEFINED_INDEXES = """SELECT tablename, indexname, regexp_replace(indexdef, ' ON 
 
 @pytest.mark.parametrize(
     ("query", "count"),
-    [(COLUMNS, 31), (CONSTRAINTS, 32), (DEFINED_INDEXES, 5)],
+    [(COLUMNS, 31), (CONSTRAINTS, 32), (DEFINED_INDEXES, 6)],
     ids=["columns", "constraints", "indexes"],
 )
 def test_tables_and_migrations_make_the_same(settings, empty_database, query, count):

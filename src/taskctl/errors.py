@@ -364,6 +364,12 @@ class EmbeddedPostgresFailed(LocalError):
     code = "embedded_postgres_failed"
 
 
+class UserNotFound(LocalError):
+    """The database has nothing about this user."""
+
+    code, exit_code = "user_not_found", 5
+
+
 class MigrationFailed(LocalError):
     """The migrations could not be run."""
 

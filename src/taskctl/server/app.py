@@ -20,6 +20,7 @@ from taskctl.server.draining import Refusal
 from taskctl.server.limits import Limiter
 from taskctl.server.metrics import SAMPLING_SECONDS, Metrics, shared_directory
 from taskctl.server.middleware import Cors, Envelope, Hosts, Problems, refuse
+from taskctl.server.purge import keep_purging
 from taskctl.server.routes import me, pages, probes, tasks
 from taskctl.server.routes import metrics as metrics_route
 from taskctl.server.routing import PROBLEM, Service, Shortcut
@@ -125,6 +126,7 @@ async def _running(service: Service) -> AsyncIterator[None]:
     """What runs beside the requests: connections, the key set's refreshing, sampling; ended in turn."""
     metrics, key_set = service.metrics, service.verifier.key_set
     await service.database.open()
+    purging = asyncio.create_task(keep_purging(service.settings, service.database))
     if key_set is not None:
         key_set.start()
         if metrics is not None:  # only now: an application that never starts has no keys to show
@@ -133,6 +135,7 @@ async def _running(service: Service) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        purging.cancel()
         if sampling is not None:
             sampling.cancel()
         if key_set is not None:
