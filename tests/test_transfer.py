@@ -8,7 +8,7 @@ import httpx
 import psycopg
 import pytest
 
-from conftest import SECRET, bare_environ, make_user, taskctl, until, wait_until_ready
+from conftest import SECRET, bare_environ, make_user, taskctl, taskctl_in_terminal, until, wait_until_ready
 
 TASKS = "/api/v1/me/tasks"
 READ_ONLY = {"id", "user_id", "version", "created_at", "updated_at", "completed_at", "next_id", "extra"}
@@ -152,6 +152,18 @@ def test_bad_lines(person, tmp_path):
         f"{file}:5: refused: not UTF-8: byte 0xff at position 2",
     ]
     assert [(task["title"], task["tags"]) for task in listed(api)] == [("a", ["x-y"]), ("d", [])]
+
+
+def test_terminal(person, tmp_path):
+    """A person is told in a sentence what has become of the file."""
+    environ, _ = person()
+    file = tmp_path / "todo.txt"
+    file.write_bytes(b"(A) one\ntwo\n\xff\n")
+    done = taskctl_in_terminal("tasks", "import", str(file), environ=environ)
+    assert done.out.replace("\n", "").endswith("not UTF-8: byte 0xff at position 12 imported; 1 refused.")
+    assert taskctl_in_terminal("tasks", "import", str(file), environ=environ).out.endswith(
+        "0 imported; 2 were there already; 1 refused.\n"
+    )
 
 
 def test_dry_run_sends_nothing(person):
