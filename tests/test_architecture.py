@@ -172,6 +172,11 @@ def inside(modules, *names):
             set(),
             {"addresses", "claims", "contexts", "errors", "operations", "private_file", "vocabulary"},
         ),
+        *(
+            (name, set(), {"formats", "recurrence", "strict_json", "vocabulary"})
+            for name in MODULES
+            if name.startswith("taskctl.formats")
+        ),
         ("taskctl.server.queries", set(), {"server", "vocabulary"}),
         ("taskctl.server.bulk", set(), {"errors", "server", "vocabulary"}),
         ("taskctl.bulk", PYDANTIC, {"models", "recurrence", "vocabulary"}),

@@ -51,6 +51,7 @@ CONTRACT = {
     "login_expired": (0, 4),
     "keyring_failed": (0, 1),
     "clock_wrong": (0, 1),
+    "user_not_found": (0, 5),
     "server_unreachable": (0, 8),
     "server_timed_out": (0, 8),
     "unexpected_answer": (0, 1),

@@ -15,6 +15,7 @@ The map, from what imports nothing to what imports everything:
   which server and as whom, secrets in the system's keyring (standard library).
 - `answers`, `transport`, `client`, `better_auth`: what an answer means, how a request is sent and repeated,
   and one method per operation of the API and of an auth server (standard library).
+- `formats`: tasks to and from the files of other programs (standard library).
 - `server`: the HTTP API, its processes, statements, tables, migrations and the embedded PostgreSQL.
 - `cli`: the `taskctl` command, which reaches all of the above.
 """

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from taskctl.cli import offline, output, watch
+from taskctl.cli import offline, output, transfer, watch
 from taskctl.cli.offline import desk
 from taskctl.cli.output import Form, Json, Ndjson, Quiet
 from taskctl.errors import TaskctlError, UsageInvalid
@@ -24,6 +24,8 @@ app = typer.Typer(
     "time of its last change. In a title a tab is written \\t, a line's end \\n, and other control "
     "characters \\xNN.",
 )
+
+transfer.register(app)
 
 StatusOption = Annotated[Status, typer.Option("--status", help="Which tasks.")]
 LimitOption = Annotated[
