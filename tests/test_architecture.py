@@ -178,7 +178,18 @@ def test_layers(module):
 SQL = re.compile(
     r"\b(SELECT\s|INSERT\s+INTO\b|UPDATE\s+\w+\s+SET\b|DELETE\s+FROM\b|CREATE\s+TABLE\b|SET\s+\w+\s*=)"
 )
-DATA = ["queries", "tables", "database", "sessions", "migrations", "embedded", "backup", "distribution"]
+DATA = [
+    "queries",
+    "lists",
+    "functions",
+    "tables",
+    "database",
+    "sessions",
+    "migrations",
+    "embedded",
+    "backup",
+    "distribution",
+]
 MAY_HOLD_SQL = {f"taskctl.server.{name}" for name in DATA}
 
 

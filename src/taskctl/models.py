@@ -32,24 +32,20 @@ from taskctl.recurrence import check
 from taskctl.vocabulary import (
     DESCRIPTION_MAX,
     EXTRA_MAX,
-    PAGE_LIMIT_DEFAULT,
-    PAGE_LIMIT_MAX,
     PROJECT_MAX,
     RECURRENCE_MAX,
     TAG_MAX,
     TAGS_MAX,
     TIME_ZONE_MAX,
     TITLE_MAX,
-    Order,
     Priority,
-    Status,
     Trust,
 )
 
 _CONTROL = frozenset(map(chr, [*range(0x20), *range(0x7F, 0xA0)]))
 """Unicode category Cc: C0, DEL and C1."""
 
-_CONTROL_RANGE = r"\u0000-\u001F\u007F-\u009F"
+CONTROL_RANGE = r"\u0000-\u001F\u007F-\u009F"
 
 _LINE_BREAKS = frozenset("\t\n\r")
 
@@ -61,7 +57,8 @@ def _refuse(text: str, refused: frozenset[str]) -> str:
     return text
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """A text as it is, where it has no control character; raises ValueError."""
     return text if text.isprintable() else _refuse(text, _CONTROL)
 
 
@@ -74,13 +71,13 @@ _SPACE = r"\t-\r \u0085\u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000"
 
 def _trimmed_schema(longest: int) -> Callable[[dict[str, Any]], None]:
     """Say in JSON Schema what is accepted: the bounds hold for what trimming leaves."""
-    visible = f"[^{_SPACE}{_CONTROL_RANGE}]"
+    visible = f"[^{_SPACE}{CONTROL_RANGE}]"
 
     def amend(schema: dict[str, Any]) -> None:
         schema.pop("minLength", None)
         schema.pop("maxLength", None)
         schema["pattern"] = (
-            f"^[{_SPACE}]*{visible}([^{_CONTROL_RANGE}]{{0,{longest - 2}}}{visible})?[{_SPACE}]*$"
+            f"^[{_SPACE}]*{visible}([^{CONTROL_RANGE}]{{0,{longest - 2}}}{visible})?[{_SPACE}]*$"
         )
 
     return amend
@@ -89,7 +86,7 @@ def _trimmed_schema(longest: int) -> Callable[[dict[str, Any]], None]:
 Title = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=TITLE_MAX),
-    AfterValidator(_one_line),
+    AfterValidator(one_line),
     Field(
         description="One line, trimmed.",
         examples=["Buy milk"],
@@ -111,7 +108,7 @@ Description = Annotated[
 Project = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=PROJECT_MAX),
-    AfterValidator(_one_line),
+    AfterValidator(one_line),
     Field(description="One line, trimmed.", json_schema_extra=_trimmed_schema(PROJECT_MAX)),
 ]
 
@@ -130,7 +127,7 @@ Tags = Annotated[
         Annotated[
             str,
             AfterValidator(_tag),
-            Field(json_schema_extra={"pattern": f"^[^{_SPACE},{_CONTROL_RANGE}]{{1,{TAG_MAX // 2}}}$"}),
+            Field(json_schema_extra={"pattern": f"^[^{_SPACE},{CONTROL_RANGE}]{{1,{TAG_MAX // 2}}}$"}),
         ]
     ],
     Field(
@@ -366,26 +363,12 @@ class TaskPage(BaseModel):
 
     items: list[Task]
     next_cursor: str | None = Field(description="Send it as `cursor` for the next page; null on the last.")
-
-
-def _digits(value: Any) -> Any:
-    """Refuse what Python takes for a whole number and JSON Schema does not: `1_0`, `+5`, `5.0`."""
-    if isinstance(value, str) and not re.fullmatch(r"-?[0-9]+", value, re.ASCII):
-        raise ValueError("not a whole number")
-    return value
-
-
-class ListQuery(Body):
-    """The parameters of a list. An unknown one is an error: a typo must never return everything."""
-
-    status: Status = Status.all
-    limit: Annotated[int, BeforeValidator(_digits)] = Field(PAGE_LIMIT_DEFAULT, ge=1, le=PAGE_LIMIT_MAX)
-    cursor: str | SkipJsonSchema[None] = Field(
+    count: int | SkipJsonSchema[None] = Field(
         None,
-        description="The `next_cursor` of the page before, in a list of the same order.",
-        json_schema_extra={"pattern": "^[A-Za-z0-9_-]{7,32}$"},
+        ge=0,
+        description="With `count=exact`: tasks on all pages.",
+        exclude_if=lambda count: count is None,
     )
-    order: Order = Field(Order.asc, description="By id.")
 
 
 class Invalid(BaseModel):

@@ -20,7 +20,7 @@ from taskctl.server.draining import Refusal
 from taskctl.server.limits import Limiter
 from taskctl.server.metrics import SAMPLING_SECONDS, Metrics, shared_directory
 from taskctl.server.middleware import Cors, Envelope, Hosts, Problems, refuse
-from taskctl.server.routes import me, pages, probes, tasks
+from taskctl.server.routes import lists, me, pages, probes, tasks
 from taskctl.server.routes import metrics as metrics_route
 from taskctl.server.routing import PROBLEM, Service, Shortcut
 from taskctl.server.tracing import Tracing
@@ -92,7 +92,7 @@ def create_app(settings: ServerSettings) -> Application:
     )
     app.state.service = service
     # Added as they are rather than included: an included router matches each request twice.
-    for router in (me.router, tasks.router, probes.router):
+    for router in (me.router, lists.router, tasks.router, probes.router):
         app.router.routes.extend(router.routes)
     if service.metrics is not None:
         metrics_route.add_metrics(app)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from taskctl.vocabulary import Order, Priority, Status
+from taskctl.vocabulary import Priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +37,21 @@ class Statement:
         return self.reads_only or (self.repeatable and parameters.get("versions") is None)
 
 
-def _text(moment: str) -> str:
+def moment_text(moment: str) -> str:
     """A moment as the wire has it."""
     return f"""to_char({moment} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
 
 
 def _moment(column: str) -> str:
-    return f"{_text(column)} AS {column}"
+    return f"{moment_text(column)} AS {column}"
 
 
-_JSON = f"""(
+TASK_JSON = f"""(
     SELECT row_to_json(wire) FROM (
         SELECT id, user_id, title, description,
                CASE WHEN due_at IS NULL THEN NULL
                     WHEN due_all_day THEN to_char(due_at AT TIME ZONE 'UTC', 'YYYY-MM-DD')
-                    ELSE {_text("due_at")} END AS due_at,
+                    ELSE {moment_text("due_at")} END AS due_at,
                (ARRAY['{"','".join(Priority)}'])[priority + 1] AS priority, tags, project, recurrence,
                time_zone, extra::json AS extra, completed, {_moment("completed_at")}, next_id,
                {_moment("deleted_at")}, version, {_moment("created_at")}, {_moment("updated_at")}
@@ -74,7 +74,7 @@ _CONTENT = {
 }
 """What a client writes of a task: the columns, and their parameters. A tag has no space in it."""
 
-_COLUMNS = (
+COLUMNS = (
     f"user_id, id, {', '.join(_CONTENT)}, completed_at, next_id, deleted_at, version, created_at, updated_at"
 )
 
@@ -83,7 +83,7 @@ _MATCHED = "(%(versions)s::bigint[] IS NULL OR version = ANY(%(versions)s::bigin
 READ_TASK = Statement(
     "read_task",
     f"""
-    SELECT true, version, {_JSON}::text
+    SELECT true, version, {TASK_JSON}::text
     FROM task WHERE user_id = %(user_id)s AND id = %(id)s AND deleted_at IS NULL
     """,
     reads_only=True,
@@ -107,7 +107,7 @@ CREATE_TASK = Statement(
     "create_task",
     f"""
     WITH existing AS (
-        SELECT {_COLUMNS}, idempotency_digest
+        SELECT {COLUMNS}, idempotency_digest
         FROM task WHERE user_id = %(user_id)s AND idempotency_key = %(key)s::text
     ), next AS (
         INSERT INTO account AS a (user_id, last_task_id, last_change)
@@ -123,11 +123,12 @@ CREATE_TASK = Statement(
         FROM next
         ON CONFLICT (user_id, idempotency_key) WHERE idempotency_key IS NOT NULL
         DO UPDATE SET idempotency_key = excluded.idempotency_key
-        RETURNING {_COLUMNS}, idempotency_digest
+        RETURNING {COLUMNS}, idempotency_digest
     ), result AS (
-        SELECT id <> last_task_id AS replayed, last_change AS number, {_JSON} AS body, made.* FROM made, next
+        SELECT id <> last_task_id AS replayed, last_change AS number, {TASK_JSON} AS body, made.*
+        FROM made, next
         UNION ALL
-        SELECT true, NULL, {_JSON}, existing.* FROM existing
+        SELECT true, NULL, {TASK_JSON}, existing.* FROM existing
     ), logged AS (
         {_log("result WHERE NOT replayed", "'created'")}
     )
@@ -193,20 +194,20 @@ def _change(
     ), changed AS (
         UPDATE task SET {assignments}, {also} {next_id} version = version + 1, updated_at = now()
         FROM counted WHERE {condition}
-        RETURNING {_COLUMNS}, {"last_change - %(follows)s::int" if recurring else "last_change"} AS number
+        RETURNING {COLUMNS}, {"last_change - %(follows)s::int" if recurring else "last_change"} AS number
     ), told AS (
-        SELECT {_JSON} AS body, changed.* FROM changed
+        SELECT {TASK_JSON} AS body, changed.* FROM changed
     ), logged AS (
         {_log("told", kind)}
     ), {_SUCCESSOR if recurring else ""} unchanged AS (
-        SELECT {_COLUMNS} FROM task
+        SELECT {COLUMNS} FROM task
         WHERE {target} AND NOT EXISTS (SELECT FROM changed)
         FOR UPDATE
     )
     SELECT true, version, body::text, NULL FROM told
     UNION ALL
     SELECT CASE WHEN NOT {_MATCHED} THEN false WHEN NOT {differs} THEN true END, version,
-           {_JSON}::text, {_text("now()")}
+           {TASK_JSON}::text, {moment_text("now()")}
     FROM unchanged
     """
 
@@ -226,9 +227,9 @@ _SUCCESSOR = f"""successor AS (
         SELECT user_id, next_id, title, description, %(next_due_at)s::timestamptz, due_all_day, priority,
                tags, project, %(next_recurrence)s::text, time_zone, extra, false, 1
         FROM changed WHERE {_FOLLOWS}
-        RETURNING {_COLUMNS}
+        RETURNING {COLUMNS}
     ), successor_told AS (
-        SELECT {_JSON} AS body, last_change AS number, successor.* FROM successor, counted
+        SELECT {TASK_JSON} AS body, last_change AS number, successor.* FROM successor, counted
     ), successor_logged AS (
         {_log("successor_told", "'created'")}
     ),"""
@@ -262,39 +263,6 @@ DELETE_TASK, _ = _change(
 RESTORE_TASK, _ = _change("restore_task", {"deleted_at": "NULL::timestamptz"}, "'restored'", live="true")
 """Takes a task out of the trash. -> matched, version, JSON."""
 
-
-def _list(status: Status, order: Order) -> Statement:
-    """A page, and the id at which the next one starts.
-
-    The cursor names the first task of the page (null: from the beginning). One row more than the page is
-    read, to know whether there is another page and where it starts.
-    """
-    only = {
-        Status.all: "AND deleted_at IS NULL",
-        Status.pending: "AND NOT completed AND deleted_at IS NULL",
-        Status.completed: "AND completed AND deleted_at IS NULL",
-        Status.deleted: "AND deleted_at IS NOT NULL",
-    }[status]
-    compare, direction = {Order.asc: (">=", "ASC"), Order.desc: ("<=", "DESC")}[order]
-    start = {Order.asc: "0", Order.desc: "9223372036854775807"}[order]
-    return Statement(
-        f"list_{status}_{order}",
-        f"""
-        SELECT string_agg(body, ',' ORDER BY n) FILTER (WHERE n <= %(limit)s::bigint),
-               max(id) FILTER (WHERE n > %(limit)s::bigint)
-        FROM (
-            SELECT id, row_number() OVER (ORDER BY id {direction}) AS n, {_JSON}::text AS body
-            FROM task
-            WHERE user_id = %(user_id)s AND id {compare} coalesce(%(cursor)s::bigint, {start}) {only}
-            ORDER BY id {direction} LIMIT %(limit)s::bigint + 1
-        ) AS page
-        """,
-        reads_only=True,
-    )
-
-
-LIST_TASKS = {(status, order): _list(status, order) for status in Status for order in Order}
-"""-> the page's tasks as JSON, comma-separated, or null when there are none; the next page's first id."""
 
 READ_REVISION = Statement(
     "read_revision",

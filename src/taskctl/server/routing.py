@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 from urllib.parse import parse_qsl
 
 import structlog
@@ -184,6 +184,7 @@ class TaskRoute(PublicRoute):
         methods = self.methods or set()
         self._scope = vocabulary.Scope.read if methods <= _READING else vocabulary.Scope.write
         self._query = _model(parameters.get("query"))
+        self._repeatable = _lists(self._query)
         self._body = _model(parameters.get("body"))
         self._body_required = self._body is not None and parameters["body"].default is inspect.Parameter.empty
         self._media_types = (JSON, MERGE_PATCH) if "PATCH" in methods else (JSON,)
@@ -207,7 +208,7 @@ class TaskRoute(PublicRoute):
         errors: list[dict[str, Any]] = []
         if self._body and (content or self._body_required):
             arguments["body"] = _validate("body", self._body, parse_json(content), errors)
-        parameters = _query_parameters(call.scope["query_string"], errors)
+        parameters = _query_parameters(call.scope["query_string"], self._repeatable, errors)
         if self._query:
             arguments["query"] = _validate("query", self._query, parameters, errors)
         else:
@@ -424,15 +425,31 @@ async def _read_body(call: Call, limit: int) -> bytes:
             return body
 
 
-def _query_parameters(query: bytes, errors: list[dict[str, Any]]) -> dict[str, str]:
+def _lists(model: type[BaseModel] | None) -> frozenset[str]:
+    """The members of a model that are lists: parameters that may be sent several times."""
+    fields = model.model_fields if model else {}
+    return frozenset(name for name, each in fields.items() if get_origin(each.annotation) is list)
+
+
+def _query_parameters(
+    query: bytes, repeatable: frozenset[str], errors: list[dict[str, Any]]
+) -> dict[str, str | list[str]]:
     if not query:
         return {}
-    parameters: dict[str, str] = {}
-    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+    parameters: dict[str, str | list[str]] = {}
+    for name, value in sent_parameters(query):
+        if name in repeatable:
+            parameters[name] = [*parameters.get(name, ()), value]
+            continue
         if name in parameters:
             errors.append(_invalid(("query", name), "This parameter was sent more than once.", "repeated"))
         parameters[name] = value
     return parameters
+
+
+def sent_parameters(query: bytes) -> list[tuple[str, str]]:
+    """The parameters of a query string, in the order that they were sent in."""
+    return parse_qsl(query.decode("utf-8", "replace"), keep_blank_values=True)
 
 
 def _validate(
