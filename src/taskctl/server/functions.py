@@ -20,7 +20,7 @@ UNSPACED = r"\u0E00-\u0EFF\u1000-\u109F\u1780-\u17FF\u3041-\u30FF\u3400-\u9FFF\u
 
 TITLE_KEY = rf"""
 CREATE OR REPLACE FUNCTION task_title_key(title text) RETURNS text
-LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
 SELECT left(CASE WHEN octet_length(title) = char_length(title) THEN lower(title) ELSE translate(
     lower(regexp_replace(normalize(title, NFKD), '[{MARKS}]', '', 'g') COLLATE "default"), 'øłđħı', 'oldhi'
 ) END, 100)

@@ -16,6 +16,9 @@ from taskctl.vocabulary import Order, Sort, Status
 FEW = 2000
 """So many tasks are sorted; of more than that the order's index is walked."""
 
+_NEAR = 1000
+"""So many tasks are walked before anything is looked for: where a filter picks many, they hold a page."""
+
 _CACHED = 256
 """Statements that are kept; any other is put together anew."""
 
@@ -89,6 +92,10 @@ _STATES = {
 }
 """A state as the function of terms is told of it, and what holds of its tasks."""
 
+_REPEATED = 3
+"""A condition on terms is written so many times, each of which makes it seem more selective: PostgreSQL does
+not know what will be searched for, and would otherwise read a user's whole index beside that of the terms."""
+
 _TERMS = "task_terms(user_id, completed, deleted_at, title, description, tags, project, priority)"
 
 _QUOTED = r"""'''' || replace(replace(term, '\', '\\'), '''', '''''') || ''''"""
@@ -105,20 +112,25 @@ _DUE_KEY = _KEYS[Sort.due].column
 
 
 _DUE = {
-    DueFilter.none: f"{_DUE_KEY} = 'infinity'",
-    DueFilter.any: f"{_DUE_KEY} < 'infinity'",
-    DueFilter.overdue: f"""{_DUE_KEY} < now() + interval '2 days' AND NOT completed
-        AND CASE WHEN due_all_day THEN {_DAY} < {_TODAY} ELSE due_at < now() END""",
-    DueFilter.ahead: f"""{_DUE_KEY} >= now() - interval '2 days'
-        AND {_DUE_KEY} < now() + interval '2 days' + %(due_days)s::int * interval '1 day'
-        AND {_DAY} >= {_TODAY} AND {_DAY} < {_TODAY} + %(due_days)s::int""",
+    DueFilter.none: (f"{_DUE_KEY} = 'infinity'", "due_at IS NULL"),
+    DueFilter.any: (f"{_DUE_KEY} < 'infinity'", "due_at IS NOT NULL"),
+    DueFilter.overdue: (
+        f"{_DUE_KEY} < now() + interval '2 days'",
+        f"NOT completed AND CASE WHEN due_all_day THEN {_DAY} < {_TODAY} ELSE due_at < now() END",
+    ),
+    DueFilter.ahead: (
+        f"""{_DUE_KEY} >= now() - interval '2 days'
+        AND {_DUE_KEY} < now() + interval '2 days' + %(due_days)s::int * interval '1 day'""",
+        f"{_DAY} >= {_TODAY} AND {_DAY} < {_TODAY} + %(due_days)s::int",
+    ),
     # A date belongs to a range that has any of its day in it.
-    DueFilter.range: f"""{_DUE_KEY} < 'infinity'
+    DueFilter.range: (
+        f"""{_DUE_KEY} < 'infinity'
         AND {_DUE_KEY} >= coalesce(%(due_from)s::timestamptz, %(due_first)s::timestamptz, '-infinity')
             - interval '2 days'
         AND {_DUE_KEY} < coalesce(%(due_to)s::timestamptz, %(due_last)s::timestamptz, 'infinity')
-            + interval '2 days'
-        AND {_DAY} BETWEEN
+            + interval '2 days'""",
+        f"""{_DAY} BETWEEN
             coalesce(%(due_first)s::timestamptz AT TIME ZONE 'UTC',
                 %(due_from)s::timestamptz AT TIME ZONE %(tz)s::text, '-infinity')::date
             AND coalesce(%(due_last)s::timestamptz AT TIME ZONE 'UTC',
@@ -126,18 +138,24 @@ _DUE = {
                 'infinity')::date
         AND (due_all_day OR due_at >= coalesce(%(due_from)s::timestamptz, '-infinity')
             AND due_at < coalesce(%(due_to)s::timestamptz, 'infinity'))""",
+    ),
 }
-"""Each begins with bounds for the index, wide enough for every time zone."""
+"""Each as bounds for the index, wide enough for every time zone, and as what must hold."""
 
-_COMPLETED_DAY = "(completed_at AT TIME ZONE %(tz)s::text)::date"
+_DONE_DAY = "(completed_at AT TIME ZONE %(tz)s::text)::date"
 
-_COMPLETED_AT = f"""completed
-    AND completed_at >= coalesce(%(done_from)s::timestamptz, %(done_first)s::timestamptz - interval '2 days',
-        '-infinity')
-    AND completed_at < coalesce(%(done_to)s::timestamptz, %(done_before)s::timestamptz + interval '2 days',
-        'infinity')
-    AND {_COMPLETED_DAY} >= coalesce(%(done_first)s::timestamptz AT TIME ZONE 'UTC', '-infinity')::date
-    AND {_COMPLETED_DAY} < coalesce(%(done_before)s::timestamptz AT TIME ZONE 'UTC', 'infinity')::date"""
+_DONE = (
+    """completed_at >= coalesce(%(done_from)s::timestamptz,
+            %(done_first)s::timestamptz - interval '2 days', '-infinity')
+        AND completed_at < coalesce(%(done_to)s::timestamptz,
+            %(done_before)s::timestamptz + interval '2 days', 'infinity')""",
+    f"""completed
+        AND {_DONE_DAY} >= coalesce(%(done_first)s::timestamptz AT TIME ZONE 'UTC', '-infinity')::date
+        AND {_DONE_DAY} < coalesce(%(done_before)s::timestamptz AT TIME ZONE 'UTC', 'infinity')::date
+        AND coalesce(completed_at, 'infinity') >= coalesce(%(done_from)s::timestamptz, '-infinity')
+        AND coalesce(completed_at, '-infinity') < coalesce(%(done_to)s::timestamptz, 'infinity')""",
+)
+"""As `_DUE`."""
 
 
 @lru_cache(_CACHED)
@@ -153,12 +171,14 @@ def statement(shape: Shape) -> Statement:
     """
     key = _key(shape)
     direction = "ASC" if shape.order is Order.asc else "DESC"
-    few, page = _page(shape, key, direction)
+    before, page = _page(shape, key, direction)
+    if _TERMS in page + "".join(before):
+        before = [f"wanted AS MATERIALIZED (SELECT ({_query(shape)})::tsquery AS query)", *before]
     count = f"(SELECT count(*) FROM task WHERE {_found(shape)})" if shape.count else "NULL::bigint"
     return Statement(
         _name(shape),
         f"""
-        {few}
+        {f"WITH {', '.join(before)}" if before else ""}
         SELECT string_agg(body, ',' ORDER BY n) FILTER (WHERE n <= %(limit)s::bigint),
                max(id) FILTER (WHERE n > %(limit)s::bigint),
                max({key.text if key else "NULL::text"}) FILTER (WHERE n > %(limit)s::bigint),
@@ -192,8 +212,8 @@ def _ordered(key: _Key | None, direction: str) -> str:
     return f"{f'key {direction}, ' if key else ''}id {direction}"
 
 
-def _page(shape: Shape, key: _Key | None, direction: str) -> tuple[str, str]:
-    """What has to stand before a statement (or nothing), and the query of the page's rows."""
+def _page(shape: Shape, key: _Key | None, direction: str) -> tuple[list[str], str]:
+    """The common table expressions that come before, and the query of the page's rows."""
     columns = f"{COLUMNS}, {key.column if key else 'NULL::text'} AS key"
     compare = ">=" if shape.order is Order.asc else "<="
     number = "0" if shape.order is Order.asc else "9223372036854775807"
@@ -204,32 +224,51 @@ def _page(shape: Shape, key: _Key | None, direction: str) -> tuple[str, str]:
             f"({key.column}, id) {compare} (coalesce(%(key)s::text::{key.type}, {least}),"
             f" coalesce(%(start)s::bigint, {number}))"
         )
-    end = f"ORDER BY {_ordered(key, direction)} LIMIT %(limit)s::bigint + 1"
+    ordered = _ordered(key, direction)
 
-    def read(source: str, condition: str) -> str:
-        return f"(SELECT {columns} FROM {source} WHERE {condition} AND {start} {end})"
+    def read(source: str, condition: str, most: str = "%(limit)s::bigint + 1") -> str:
+        return (
+            f"(SELECT {columns} FROM {source} WHERE {condition} AND {start} ORDER BY {ordered} LIMIT {most})"
+        )
 
-    def union(parts: list[str]) -> str:
-        return f"{' UNION ALL '.join(parts)} {end}" if len(parts) > 1 else parts[0]
+    def union(parts: list[str], most: str = "%(limit)s::bigint + 1") -> str:
+        return (
+            f"({' UNION ALL '.join(parts)} ORDER BY {ordered} LIMIT {most})" if len(parts) > 1 else parts[0]
+        )
 
-    walked = [_where(shape, state) for state in _states(shape)]
-    if shape.status is Status.deleted or shape.words or not walked:
-        return "", read("task", _found(shape))
+    states = _states(shape)
+    if shape.status is Status.deleted or shape.words or not states:
+        return [], read("task", _found(shape))
     if _is_walked(shape):
         if shape.status is Status.all and not key and not shape.filters:
-            return "", read("task", f"{_OWNER} AND deleted_at IS NULL")
-        return "", union([read("task", condition) for condition in walked])
-    seen = [_found(shape)] if _has_terms(shape) else walked
-    few = " UNION ALL ".join(f"(SELECT {COLUMNS} FROM task WHERE {condition})" for condition in seen)
-    size = "(SELECT count(*) FROM few)"
-    return (
-        f"WITH few AS MATERIALIZED ({few} LIMIT {FEW + 1})",
-        union(
-            [
-                read("few", f"{size} <= {FEW}"),
-                *(read("task", f"{size} > {FEW} AND {condition}") for condition in walked),
-            ]
-        ),
+            return [], read("task", f"{_OWNER} AND deleted_at IS NULL")
+        return [], union(
+            [read("task", _every(_where(state), *_filters(shape, bounds=True))) for state in states]
+        )
+    filters = _filters(shape, bounds=shape.sort is Sort.due)
+    limits = [_DUE[shape.due][0]] if shape.due and shape.sort is Sort.due else []
+    first = union([read("task", _every(_where(state), *limits), str(_NEAR)) for state in states], str(_NEAR))
+    seen = [_found(shape)]
+    if not _has_terms(shape):
+        seen = [_every(_where(state), *_filters(shape, bounds=True)) for state in states]
+    near, size = "(SELECT count(*) FROM near)", "(SELECT count(*) FROM few)"
+    missing = f"{near} <= %(limit)s::bigint"
+    few = " UNION ALL ".join(
+        f"(SELECT {COLUMNS} FROM task WHERE {missing} AND {condition})" for condition in seen
+    )
+    before = [
+        f"""near AS MATERIALIZED (
+            SELECT * FROM {first} AS first WHERE {_every(*filters)}
+            ORDER BY {ordered} LIMIT %(limit)s::bigint + 1
+        )""",
+        f"few AS MATERIALIZED ({few} LIMIT {FEW + 1})",
+    ]
+    return before, union(
+        [
+            read("near", f"{near} > %(limit)s::bigint"),
+            read("few", f"{missing} AND {size} <= {FEW}"),
+            *(read("task", _every(f"{size} > {FEW}", _where(state), *filters)) for state in states),
+        ]
     )
 
 
@@ -262,41 +301,44 @@ def _states(shape: Shape) -> list[Status]:
     return states
 
 
-def _where(shape: Shape, state: Status) -> str:
-    """The conditions for tasks of one state, without the index of terms."""
-    return " AND ".join([_OWNER, _STATES[state][1], *_filters(shape)])
+def _where(state: Status) -> str:
+    """All tasks of one state."""
+    return f"{_OWNER} AND {_STATES[state][1]}"
 
 
 def _found(shape: Shape) -> str:
-    """The conditions for all tasks of the list, with the index of terms where it helps."""
+    """All tasks of the list, as indexes of the filters find them."""
     states = _states(shape)
     if not states:
         return "false"
-    conditions = [
-        _OWNER,
-        "deleted_at IS NULL" if len(states) > 1 else _STATES[states[0]][1],
-        *_filters(shape),
-    ]
-    if _has_terms(shape) and not (shape.count and _is_walked(shape)):
-        conditions.append(f"{_TERMS} @@ {_query(shape, states)}")
-    return " AND ".join(conditions)
+    state = f"{_OWNER} AND deleted_at IS NULL" if len(states) > 1 else _where(states[0])
+    conditions = [state, *_filters(shape, bounds=True)]
+    if _has_terms(shape) and not _is_walked(shape):
+        conditions += [f"{_TERMS} @@ (SELECT query FROM wanted)"] * _REPEATED
+    return _every(*conditions)
 
 
-def _filters(shape: Shape) -> list[str]:
+def _filters(shape: Shape, *, bounds: bool) -> list[str]:
+    """What must hold of a task; with `bounds` in such words that indexes help, else that none does."""
     filters = []
     if shape.terms:
         filters.append("tags @> string_to_array(%(tags)s::text, ' ')")
         filters.append("(%(project)s::text IS NULL OR project = %(project)s::text)")
     if shape.priority:
-        filters.append("priority = %(priority)s::smallint")
-    if shape.due is not None:
-        filters.append(_DUE[shape.due])
-    if shape.completed_at:
-        filters.append(_COMPLETED_AT)
+        filters.append(f"priority{'' if bounds else ' + 0'} = %(priority)s::smallint")
+    for limits, rule in (
+        *([_DUE[shape.due]] if shape.due else ()),
+        *([_DONE] if shape.completed_at else ()),
+    ):
+        filters += [limits, rule] if bounds else [rule]
     return filters
 
 
-def _query(shape: Shape, states: list[Status]) -> str:
+def _every(*conditions: str) -> str:
+    return " AND ".join(conditions)
+
+
+def _query(shape: Shape) -> str:
     """What is searched for in the index of terms: all words, as the beginnings of words, tags and the rest.
 
     Null, which finds nothing, where `q` has no word in it.
@@ -320,6 +362,4 @@ def _query(shape: Shape, states: list[Status]) -> str:
             )
         return " || '&' || ".join(f"({part})" for part in parts)
 
-    return (
-        "(SELECT (" + " || '|' || ".join(f"'(' || {terms(state)} || ')'" for state in states) + ")::tsquery)"
-    )
+    return " || '|' || ".join(f"'(' || {terms(state)} || ')'" for state in _states(shape))
