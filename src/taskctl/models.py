@@ -193,13 +193,19 @@ Recurrence = Annotated[
 ]
 
 
+_NO_ZONES = {"localtime"}
+"""Wherever the machine is."""
+
+
 def zone(name: str) -> zoneinfo.ZoneInfo:
     """The time zone of this name in the IANA database.
 
     Raises:
         ValueError: there is none.
     """
-    if not re.fullmatch(rf"[A-Za-z][A-Za-z0-9_+/-]{{0,{TIME_ZONE_MAX - 1}}}", name, re.ASCII):
+    if name in _NO_ZONES or not re.fullmatch(
+        rf"[A-Za-z][A-Za-z0-9_+/-]{{0,{TIME_ZONE_MAX - 1}}}", name, re.ASCII
+    ):
         raise ValueError("a time zone is a name such as Europe/Berlin")
     try:
         return zoneinfo.ZoneInfo(name)
@@ -212,7 +218,8 @@ def _zone_name(name: str) -> str:
 
 
 def _zone_schema(schema: dict[str, Any]) -> None:
-    schema["pattern"] = f"^({'|'.join(map(re.escape, sorted(zoneinfo.available_timezones())))})$"
+    names = sorted(zoneinfo.available_timezones() - _NO_ZONES)
+    schema["pattern"] = f"^({'|'.join(map(re.escape, names))})$"
 
 
 # An alias of its own, so that the OpenAPI document has all the names once.

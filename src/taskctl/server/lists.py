@@ -16,7 +16,7 @@ from taskctl.vocabulary import Order, Sort, Status
 FEW = 2000
 """So many tasks are sorted; of more than that the order's index is walked."""
 
-_NEAR = 1000
+NEAR = 1000
 """So many tasks are walked before anything is looked for: where a filter picks many, they hold a page."""
 
 _CACHED = 256
@@ -247,7 +247,7 @@ def _page(shape: Shape, key: _Key | None, direction: str) -> tuple[list[str], st
         )
     filters = _filters(shape, bounds=shape.sort is Sort.due)
     limits = [_DUE[shape.due][0]] if shape.due and shape.sort is Sort.due else []
-    first = union([read("task", _every(_where(state), *limits), str(_NEAR)) for state in states], str(_NEAR))
+    first = union([read("task", _every(_where(state), *limits), str(NEAR)) for state in states], str(NEAR))
     seen = [_found(shape)]
     if not _has_terms(shape):
         seen = [_every(_where(state), *_filters(shape, bounds=True)) for state in states]

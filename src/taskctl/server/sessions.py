@@ -42,6 +42,9 @@ GRACE_SECONDS = 0.5
 WAITING_PER_SESSION = 20
 """How many requests may wait for each session before the next one is turned away at once."""
 
+PREPARED_MAX = 100
+"""Statements that a session keeps prepared; lists have more shapes than that, and each takes memory."""
+
 MIN_SESSIONS = 2
 """How many sessions are kept when nobody asks for any."""
 
@@ -54,6 +57,8 @@ PARAMETERS: dict[str, Any] = {
 
 _LOST = {"57P01", "57P02", "57P03"}
 """PostgreSQL ends the session: an administrator's command, a crash, not accepting connections."""
+
+ZONE_UNKNOWN = "The database knows no time zone of this name"
 
 _STALE_PLAN = "RevalidateCachedQuery"
 """Where in PostgreSQL it is noticed that a prepared statement's result has another type since a migration."""
@@ -152,6 +157,7 @@ class Sessions:
             self._prepare is PreparedStatements.auto and not session.pooled
         )
         session.prepare_threshold = 0 if prepare else None
+        session.prepared_max = PREPARED_MAX
         if not self.reachable:
             self.reachable = True
             log.info("database_connected", pooler=session.pooled, prepared_statements=prepare)
@@ -187,6 +193,10 @@ class Sessions:
             case postgres.CheckViolation() if error.diag.constraint_name == f"task_{RECURRENCE_HAS_DUE}":
                 wrong = {"loc": ["body", "due_at"], "msg": RECURRENCE_NEEDS_DUE, "type": "value_error"}
                 return ValidationFailed(f"body.due_at: {RECURRENCE_NEEDS_DUE}.", errors=[wrong])
+            # The only parameter that PostgreSQL looks up; its list of them may be older than Python's.
+            case postgres.InvalidParameterValue() if "time zone" in (error.diag.message_primary or ""):
+                wrong = {"loc": ["query", "tz"], "msg": ZONE_UNKNOWN, "type": "value_error"}
+                return ValidationFailed(f"query.tz: {ZONE_UNKNOWN}.", errors=[wrong])
             case postgres.ReadOnlySqlTransaction():
                 failure = WritesRefused("The database takes no writes right now.")
             case postgres.InvalidSqlStatementName() | postgres.DuplicatePreparedStatement() if (
