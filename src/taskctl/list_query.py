@@ -1,13 +1,12 @@
 """The parameters of a list of tasks, checked, and what its date filters mean."""
 
-import re
 from datetime import date, datetime
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 
-from taskctl.models import CONTROL_RANGE, Body, DueAt, Project, Tags, TimeZone, due, one_line
+from taskctl.models import CONTROL_RANGE, Body, DueAt, Project, Tags, TimeZone, digits, due, one_line
 from taskctl.vocabulary import (
     PAGE_LIMIT_DEFAULT,
     PAGE_LIMIT_MAX,
@@ -18,13 +17,6 @@ from taskctl.vocabulary import (
     Sort,
     Status,
 )
-
-
-def _digits(value: Any) -> Any:
-    """Refuse what Python takes for a whole number and JSON Schema does not: `1_0`, `+5`, `5.0`."""
-    if isinstance(value, str) and not re.fullmatch(r"-?[0-9]+", value, re.ASCII):
-        raise ValueError("not a whole number")
-    return value
 
 
 class DueRange(NamedTuple):
@@ -91,7 +83,7 @@ class ListQuery(Body):
         Sort.id, description="What is alike in it, by id. Without a due date is later than any."
     )
     order: Order = Order.asc
-    limit: Annotated[int, BeforeValidator(_digits)] = Field(PAGE_LIMIT_DEFAULT, ge=1, le=PAGE_LIMIT_MAX)
+    limit: Annotated[int, BeforeValidator(digits)] = Field(PAGE_LIMIT_DEFAULT, ge=1, le=PAGE_LIMIT_MAX)
     cursor: str | SkipJsonSchema[None] = Field(
         None,
         description="The `next_cursor` of the page before, in the same list.",

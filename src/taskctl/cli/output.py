@@ -152,7 +152,7 @@ def print_fields(fields: Sequence[tuple[str, str]], how: Form) -> None:
         typer.echo(f"{name:<{width}}  {value}" if how is Form.TERMINAL else f"{name}\t{value}")
 
 
-def report(error: TaskctlError, *, as_json: bool, task_id: int | None = None) -> None:
+def report(error: TaskctlError, *, as_json: bool, task_id: int | str | None = None) -> None:
     """Print an error on stderr: one line, or one JSON object."""
     about = {} if task_id is None else {"id": task_id}
     if as_json:

@@ -1,19 +1,22 @@
 """`taskctl tasks`: the client's commands, each one or more calls of `taskctl.client`."""
 
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from taskctl.cli import output
+from taskctl.cli import offline, output, watch
+from taskctl.cli.offline import desk
 from taskctl.cli.output import Form, Json, Ndjson, Quiet
-from taskctl.contexts import Flags, resolve
 from taskctl.errors import TaskctlError, UsageInvalid
+from taskctl.operations import is_new
 from taskctl.vocabulary import PAGE_LIMIT_DEFAULT, TASK_ID_MAX, Order, Status
 
 if TYPE_CHECKING:
-    from taskctl.client import ChangesDict, Client, TaskDict
+    from taskctl.client import ChangesDict, Client, ContentDict, TaskDict
+    from taskctl.operations import Reference
+    from taskctl.outbox import Waiting
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -86,13 +89,10 @@ def add(
     how = output.form(as_json=as_json, ndjson=ndjson, quiet=quiet)
     if context.args:
         raise UsageInvalid('A title of several words goes in quotes, as in `taskctl tasks add "Buy milk"`.')
-    with _client(context) as client:
-        task = client.create_task(
-            title,
-            content={} if description is None else {"description": description},
-            idempotency_key=idempotency_key,
-        )
-        _print_task("Added", task, how, client.raw)
+    content: ContentDict = {} if description is None else {"description": description}
+    with desk(context) as opened:
+        task = opened.create_task(title, content=content, idempotency_key=idempotency_key)
+        _print_task("Added", task, how, opened.client.raw)
 
 
 @app.command("list")
@@ -124,8 +124,14 @@ def list_(
                 progress.advance(len(page["items"]))
                 yield page["items"]
 
-    with _client(context) as client:
-        output.print_tasks(pages(client), how)
+    with desk(context) as opened:
+        try:
+            output.print_tasks(pages(opened.client), how)
+        except TaskctlError:
+            if how not in {Form.JSON, Form.NDJSON}:  # there the error is all that stderr has
+                offline.tell_waiting(opened)
+            raise
+        offline.tell_waiting(opened)
     if more and how is Form.TERMINAL:
         output.note(f"{shown} shown; --all for all of them.")
 
@@ -141,11 +147,11 @@ def show(
 ) -> None:
     """Show one task, with its description."""
     how = output.form(as_json=as_json, ndjson=ndjson, quiet=quiet)
-    number = _task_id(task_id)
-    with _client(context) as client:
-        task = client.read_task(number)
+    reference = _reference(task_id)
+    with desk(context) as opened:
+        task = opened.client.read_task(opened.resolved(reference))
         if how is not Form.TERMINAL:
-            _print_task("", task, how, client.raw)
+            _print_task("", task, how, opened.client.raw)
             return
     completed_at = task["completed_at"]
     fields = [
@@ -179,7 +185,7 @@ def edit(
 ) -> None:
     """Change a task's title or description."""
     how = output.form(as_json=as_json, ndjson=ndjson, quiet=quiet)
-    number = _task_id(task_id)
+    reference = _reference(task_id)
     if clear_description and description is not None:
         raise UsageInvalid("--description and --clear-description exclude each other.")
     changes: ChangesDict = {}
@@ -189,9 +195,9 @@ def edit(
         changes["description"] = description
     if not changes:
         raise UsageInvalid("Nothing to change: give --title, --description or --clear-description.")
-    with _client(context) as client:
-        task = client.edit_task(number, changes, if_version=if_version)
-        _print_task("Changed", task, how, client.raw)
+    with desk(context) as opened:
+        task = opened.edit_task(reference, changes, if_version=if_version)
+        _print_task("Changed", task, how, opened.client.raw)
 
 
 @app.command()
@@ -239,71 +245,79 @@ def rm(
 ) -> None:
     """Delete tasks (also: delete). Asks in a terminal. With --json: {"deleted": [ID, ...]}."""
     how = output.form(as_json=as_json, ndjson=ndjson, quiet=quiet)
-    numbers = _task_ids(ids, if_version)
+    references = _references(ids, if_version)
     if not yes and sys.stdin.isatty() and sys.stderr.isatty():
-        what = "task" if len(numbers) == 1 else f"{len(numbers)} tasks:"
-        if not typer.confirm(f"Delete {what} {', '.join(map(str, numbers))}?", err=True):
+        what = "task" if len(references) == 1 else f"{len(references)} tasks:"
+        if not typer.confirm(f"Delete {what} {', '.join(map(str, references))}?", err=True):
             typer.echo("Nothing is deleted.", err=True)
             raise typer.Exit(1)
-    deleted = []
-    with _client(context) as client:
+    deleted: list[Reference] = []
+    kept: list[Reference] = []
+    with desk(context) as opened:
 
-        def delete(number: int) -> None:
-            client.delete_task(number, if_version=if_version)
-            deleted.append(number)
+        def delete(reference: "Reference") -> None:
+            waiting = opened.delete_task(reference, if_version=if_version)
+            (deleted if waiting is None else kept).append(reference)
             if how is Form.NDJSON:
-                output.print_json(output.compact({"deleted": number}))
+                output.print_json(output.compact({"deleted" if waiting is None else "waiting": reference}))
+            elif how is not Form.JSON and waiting is not None:
+                offline.print_kept(waiting, how)
             elif how is not Form.JSON:
-                typer.echo(f"Deleted {number}" if how is Form.TERMINAL else number)
+                typer.echo(f"Deleted {reference}" if how is Form.TERMINAL else reference)
 
-        code = _each(numbers, delete, how)
+        code = _each(references, delete, how)
     if how is Form.JSON:
-        output.print_json(output.compact({"deleted": deleted}))
+        output.print_json(output.compact({"deleted": deleted, **({"waiting": kept} if kept else {})}))
     raise typer.Exit(code)
+
+
+app.command("watch")(watch.watch)
 
 
 def _complete(
     context: typer.Context, ids: list[str], if_version: int | None, how: Form, *, completed: bool
 ) -> None:
-    numbers = _task_ids(ids, if_version)
+    references = _references(ids, if_version)
     verb = "Done" if completed else "Reopened"
-    together = how is Form.JSON and len(numbers) > 1
-    gathered: list[TaskDict] = []
-    with _client(context) as client:
+    together = how is Form.JSON and len(references) > 1
+    gathered: list[Mapping[str, Any]] = []
+    with desk(context) as opened:
 
-        def complete(number: int) -> None:
-            task = client.complete_task(number, completed=completed, if_version=if_version)
+        def complete(reference: "Reference") -> None:
+            task = opened.complete_task(reference, completed=completed, if_version=if_version)
             if together:
-                gathered.append(task)
+                gathered.append(task if isinstance(task, dict) else offline.kept_json(task))
             else:
-                _print_task(verb, task, how, client.raw)
+                _print_task(verb, task, how, opened.client.raw)
 
-        code = _each(numbers, complete, how)
+        code = _each(references, complete, how)
     if together:
         output.print_json(output.compact(gathered))
     raise typer.Exit(code)
 
 
-def _each(numbers: list[int], do: Callable[[int], None], how: Form) -> int:
+def _each(references: "list[Reference]", do: "Callable[[Reference], None]", how: Form) -> int:
     """Try each, report each failure, and return the exit code of the first; a single one just raises."""
-    if len(numbers) == 1:
-        do(numbers[0])
+    if len(references) == 1:
+        do(references[0])
         return 0
     code = 0
-    with output.progress(len(numbers), streaming=how is not Form.JSON) as progress:
-        for number in numbers:
+    with output.progress(len(references), streaming=how is not Form.JSON) as progress:
+        for reference in references:
             try:
-                do(number)
+                do(reference)
             except TaskctlError as error:
-                output.report(error, as_json=how in {Form.JSON, Form.NDJSON}, task_id=number)
+                output.report(error, as_json=how in {Form.JSON, Form.NDJSON}, task_id=reference)
                 code = code or error.exit_code
             progress.advance()
     return code
 
 
-def _print_task(verb: str, task: "TaskDict", how: Form, raw: bytes) -> None:
-    """Print one task; as JSON, what the server sent."""
-    if how is Form.JSON:
+def _print_task(verb: str, task: "TaskDict | Waiting", how: Form, raw: bytes) -> None:
+    """Print one task, as JSON what the server sent; or the change that was kept instead."""
+    if not isinstance(task, dict):
+        offline.print_kept(task, how)
+    elif how is Form.JSON:
         output.print_json(raw)
     elif how is Form.TERMINAL:
         typer.echo(f"{verb} {task['id']}  {output.escaped(task['title'])}")
@@ -311,22 +325,20 @@ def _print_task(verb: str, task: "TaskDict", how: Form, raw: bytes) -> None:
         output.print_tasks([[task]], how)
 
 
-def _client(context: typer.Context) -> "Client":
-    flags: Flags = context.find_root().obj
-    settings = resolve(flags)
-    settings.require_token()
-    return output.connect(settings, debug=flags.debug)
-
-
-def _task_id(text: str) -> int:
+def _reference(text: str) -> "Reference":
+    if is_new(text):
+        return text
     number = int(text) if text.isascii() and text.isdecimal() and len(text) <= len(str(TASK_ID_MAX)) else 0
     if not 1 <= number <= TASK_ID_MAX:
         raise UsageInvalid(f"{text!r} is no task's id: ids are whole numbers from 1.")
     return number
 
 
-def _task_ids(texts: list[str], if_version: int | None) -> list[int]:
-    numbers = [_task_id(text) for text in texts]
-    if if_version is not None and len(numbers) > 1:
+def _references(texts: list[str], if_version: int | None) -> "list[Reference]":
+    references = [_reference(text) for text in texts]
+    if if_version is not None and len(references) > 1:
         raise UsageInvalid("--if-version goes with one id only.")
-    return numbers
+    return references
+
+
+offline.register(app)

@@ -37,21 +37,21 @@ class Statement:
         return self.reads_only or (self.repeatable and parameters.get("versions") is None)
 
 
-def moment_text(moment: str) -> str:
+def _text(moment: str) -> str:
     """A moment as the wire has it."""
     return f"""to_char({moment} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
 
 
 def _moment(column: str) -> str:
-    return f"{moment_text(column)} AS {column}"
+    return f"{_text(column)} AS {column}"
 
 
-TASK_JSON = f"""(
+_JSON = f"""(
     SELECT row_to_json(wire) FROM (
         SELECT id, user_id, title, description,
                CASE WHEN due_at IS NULL THEN NULL
                     WHEN due_all_day THEN to_char(due_at AT TIME ZONE 'UTC', 'YYYY-MM-DD')
-                    ELSE {moment_text("due_at")} END AS due_at,
+                    ELSE {_text("due_at")} END AS due_at,
                (ARRAY['{"','".join(Priority)}'])[priority + 1] AS priority, tags, project, recurrence,
                time_zone, extra::json AS extra, completed, {_moment("completed_at")}, next_id,
                {_moment("deleted_at")}, version, {_moment("created_at")}, {_moment("updated_at")}
@@ -74,7 +74,7 @@ _CONTENT = {
 }
 """What a client writes of a task: the columns, and their parameters. A tag has no space in it."""
 
-COLUMNS = (
+_COLUMNS = (
     f"user_id, id, {', '.join(_CONTENT)}, completed_at, next_id, deleted_at, version, created_at, updated_at"
 )
 
@@ -83,7 +83,7 @@ _MATCHED = "(%(versions)s::bigint[] IS NULL OR version = ANY(%(versions)s::bigin
 READ_TASK = Statement(
     "read_task",
     f"""
-    SELECT true, version, {TASK_JSON}::text
+    SELECT true, version, {_JSON}::text
     FROM task WHERE user_id = %(user_id)s AND id = %(id)s AND deleted_at IS NULL
     """,
     reads_only=True,
@@ -107,7 +107,7 @@ CREATE_TASK = Statement(
     "create_task",
     f"""
     WITH existing AS (
-        SELECT {COLUMNS}, idempotency_digest
+        SELECT {_COLUMNS}, idempotency_digest
         FROM task WHERE user_id = %(user_id)s AND idempotency_key = %(key)s::text
     ), next AS (
         INSERT INTO account AS a (user_id, last_task_id, last_change)
@@ -123,12 +123,11 @@ CREATE_TASK = Statement(
         FROM next
         ON CONFLICT (user_id, idempotency_key) WHERE idempotency_key IS NOT NULL
         DO UPDATE SET idempotency_key = excluded.idempotency_key
-        RETURNING {COLUMNS}, idempotency_digest
+        RETURNING {_COLUMNS}, idempotency_digest
     ), result AS (
-        SELECT id <> last_task_id AS replayed, last_change AS number, {TASK_JSON} AS body, made.*
-        FROM made, next
+        SELECT id <> last_task_id AS replayed, last_change AS number, {_JSON} AS body, made.* FROM made, next
         UNION ALL
-        SELECT true, NULL, {TASK_JSON}, existing.* FROM existing
+        SELECT true, NULL, {_JSON}, existing.* FROM existing
     ), logged AS (
         {_log("result WHERE NOT replayed", "'created'")}
     )
@@ -194,20 +193,20 @@ def _change(
     ), changed AS (
         UPDATE task SET {assignments}, {also} {next_id} version = version + 1, updated_at = now()
         FROM counted WHERE {condition}
-        RETURNING {COLUMNS}, {"last_change - %(follows)s::int" if recurring else "last_change"} AS number
+        RETURNING {_COLUMNS}, {"last_change - %(follows)s::int" if recurring else "last_change"} AS number
     ), told AS (
-        SELECT {TASK_JSON} AS body, changed.* FROM changed
+        SELECT {_JSON} AS body, changed.* FROM changed
     ), logged AS (
         {_log("told", kind)}
     ), {_SUCCESSOR if recurring else ""} unchanged AS (
-        SELECT {COLUMNS} FROM task
+        SELECT {_COLUMNS} FROM task
         WHERE {target} AND NOT EXISTS (SELECT FROM changed)
         FOR UPDATE
     )
     SELECT true, version, body::text, NULL FROM told
     UNION ALL
     SELECT CASE WHEN NOT {_MATCHED} THEN false WHEN NOT {differs} THEN true END, version,
-           {TASK_JSON}::text, {moment_text("now()")}
+           {_JSON}::text, {_text("now()")}
     FROM unchanged
     """
 
@@ -227,9 +226,9 @@ _SUCCESSOR = f"""successor AS (
         SELECT user_id, next_id, title, description, %(next_due_at)s::timestamptz, due_all_day, priority,
                tags, project, %(next_recurrence)s::text, time_zone, extra, false, 1
         FROM changed WHERE {_FOLLOWS}
-        RETURNING {COLUMNS}
+        RETURNING {_COLUMNS}
     ), successor_told AS (
-        SELECT {TASK_JSON} AS body, last_change AS number, successor.* FROM successor, counted
+        SELECT {_JSON} AS body, last_change AS number, successor.* FROM successor, counted
     ), successor_logged AS (
         {_log("successor_told", "'created'")}
     ),"""
@@ -263,6 +262,42 @@ DELETE_TASK, _ = _change(
 RESTORE_TASK, _ = _change("restore_task", {"deleted_at": "NULL::timestamptz"}, "'restored'", live="true")
 """Takes a task out of the trash. -> matched, version, JSON."""
 
+
+CHANGE_SEPARATOR = b"\x1e"
+"""Between the changes of a page; no JSON text holds it (RFC 7464)."""
+
+READ_CHANGES = Statement(
+    "read_changes",
+    f"""
+    SELECT coalesce((SELECT last_change FROM account WHERE user_id = %(user_id)s), 0),
+           (SELECT number FROM change WHERE user_id = %(user_id)s ORDER BY number LIMIT 1),
+           string_agg(
+               (SELECT concat(number, ' ', type, ' ', row_to_json(wire))
+                FROM (SELECT number, type, {_moment("at")}, task) AS wire),
+               E'\\x1e' ORDER BY number
+           ) FILTER (WHERE fits),
+           max(number) FILTER (WHERE fits),
+           count(*) FILTER (WHERE NOT fits) > 0
+    FROM (
+        SELECT number, type, at, task,
+               row_number() OVER sofar <= %(limit)s::bigint
+               AND sum(size) OVER sofar - size < %(bytes)s::bigint AS fits
+        FROM (
+            SELECT number, type, at, task, octet_length(task::text) AS size
+            FROM change WHERE user_id = %(user_id)s AND number > %(after)s::bigint
+            ORDER BY number LIMIT %(limit)s::bigint + 1
+        ) AS following
+        WINDOW sofar AS (ORDER BY number)
+    ) AS page
+    """,
+    reads_only=True,
+)
+"""The changes after a number, up to a number of them and about so many bytes, at least one.
+
+-> the last number that was taken, the oldest that is kept, the page's changes (number, type and JSON, with a
+space between them) or null when there are none, the last one's number, whether there are more. All of one
+moment: every change up to the last number that was taken is in the log or has been purged from it.
+"""
 
 READ_REVISION = Statement(
     "read_revision",

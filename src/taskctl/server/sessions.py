@@ -76,6 +76,10 @@ class WritesRefused(DatabaseUnavailable):
     """The database is a standby by now, or read-only for everybody."""
 
 
+class Contended(Exception):
+    """Another statement has just made what this one was about to make; nothing was done."""
+
+
 class Lost(Exception):
     """The session was lost under a statement; `unsent` where the statement was certainly not run."""
 
@@ -182,6 +186,9 @@ class Sessions:
 
     def failure(self, statement: Statement, error: psycopg.Error) -> Exception:
         """What an error of PostgreSQL means for the request; its cause is set where that tells no secret."""
+        if (wrong := _wrong(error)) is not None:
+            name = ".".join(wrong["loc"])
+            return ValidationFailed(f"{name}: {wrong['msg']}.", errors=[wrong])
         state = error.sqlstate or ""
         failure: Exception
         match error:
@@ -190,13 +197,9 @@ class Sessions:
             # The last is a unique index that ON CONFLICT needs.
             case postgres.UndefinedTable() | postgres.UndefinedColumn() | postgres.InvalidColumnReference():
                 failure = SchemaMissing()
-            case postgres.CheckViolation() if error.diag.constraint_name == f"task_{RECURRENCE_HAS_DUE}":
-                wrong = {"loc": ["body", "due_at"], "msg": RECURRENCE_NEEDS_DUE, "type": "value_error"}
-                return ValidationFailed(f"body.due_at: {RECURRENCE_NEEDS_DUE}.", errors=[wrong])
-            # The only parameter that PostgreSQL looks up; its list of them may be older than Python's.
-            case postgres.InvalidParameterValue() if "time zone" in (error.diag.message_primary or ""):
-                wrong = {"loc": ["query", "tz"], "msg": ZONE_UNKNOWN, "type": "value_error"}
-                return ValidationFailed(f"query.tz: {ZONE_UNKNOWN}.", errors=[wrong])
+            case postgres.UniqueViolation():
+                # Not chained: PostgreSQL's DETAIL holds the key.
+                return Contended(f"{statement.name}: {error.diag.constraint_name}")
             case postgres.ReadOnlySqlTransaction():
                 failure = WritesRefused("The database takes no writes right now.")
             case postgres.InvalidSqlStatementName() | postgres.DuplicatePreparedStatement() if (
@@ -216,6 +219,20 @@ class Sessions:
                 return StatementFailed(f"{statement.name}: {state} {error.diag.message_primary}")
         failure.__cause__ = error
         return failure
+
+
+def _wrong(error: psycopg.Error) -> dict[str, Any] | None:
+    """What PostgreSQL finds wrong with a request's values that only it can know; else None."""
+    diagnosis = error.diag
+    if (
+        isinstance(error, postgres.CheckViolation)
+        and diagnosis.constraint_name == f"task_{RECURRENCE_HAS_DUE}"
+    ):
+        return {"loc": ["body", "due_at"], "msg": RECURRENCE_NEEDS_DUE, "type": "value_error"}
+    # No other parameter is looked up; PostgreSQL's list of zones may be older than Python's.
+    if isinstance(error, postgres.InvalidParameterValue) and "time zone" in (diagnosis.message_primary or ""):
+        return {"loc": ["query", "tz"], "msg": ZONE_UNKNOWN, "type": "value_error"}
+    return None
 
 
 class _BytesLoader(Loader):

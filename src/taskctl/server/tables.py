@@ -1,8 +1,8 @@
 """The tables, as SQLModel declares them: the source of the DDL and of Alembic's autogenerate.
 
-Every key and index starts with `user_id`: there is no way to reach a task by its id alone, and a database
-distributed by user routes each statement to one shard. A check constraint repeats each bound of the wire
-models, so that what is stored can always be served.
+Every key, and every index that a request uses, starts with `user_id`: there is no way to reach a task by its
+id alone, and a database distributed by user routes each statement to one shard. A check constraint repeats
+each bound of the wire models, so that what is stored can always be served.
 """
 
 from datetime import datetime
@@ -199,6 +199,8 @@ class ChangeRow(SQLModel, table=True):
             "type IN ('created', 'changed', 'completed', 'reopened', 'deleted', 'restored')",
             name="type_known",
         ),
+        # For the purge, which is about all users at once.
+        Index("change_at_idx", "at", postgresql_using="brin"),
     )
 
     user_id: str = _column(Text, primary_key=True)
@@ -207,3 +209,19 @@ class ChangeRow(SQLModel, table=True):
     task_id: int = _column(BigInteger, nullable=False)
     at: datetime = _now()
     task: Any = _column(JSON, nullable=False)
+
+
+class BulkRow(SQLModel, table=True):
+    """The answer to a bulk request that had a key: what the same request is answered again."""
+
+    __tablename__ = "bulk"
+    metadata = metadata
+    __table_args__ = (
+        CheckConstraint(f"char_length(key) BETWEEN 1 AND {IDEMPOTENCY_KEY_MAX}", name="key_length"),
+    )
+
+    user_id: str = _column(Text, primary_key=True)
+    key: str = _column(Text, primary_key=True)
+    digest: bytes = _column(LargeBinary, nullable=False)
+    answer: str = _column(Text, nullable=False)
+    created_at: datetime = _now()

@@ -4,17 +4,24 @@ from datetime import UTC, date, datetime, time
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from psycopg.types.numeric import Int8
 
 from taskctl.list_query import DueRange, ListQuery
 from taskctl.models import TaskPage
 from taskctl.server import cursors, lists
-from taskctl.server.routes.tasks import BAD, user_router
-from taskctl.server.routing import JSON, Call, path_as_sent, sent_parameters
-from taskctl.vocabulary import DueWord, Priority, Sort
+from taskctl.server.call import Call, path_as_sent
+from taskctl.server.routes.tasks import BAD, BEARER, PROBLEMS, owner
+from taskctl.server.routing import JSON, TaskRoute, sent_parameters
+from taskctl.vocabulary import API_PREFIX, DueWord, Priority, Sort
 
-router = user_router()
+router = APIRouter(
+    prefix=f"{API_PREFIX}/{{user_id}}",
+    route_class=TaskRoute,
+    dependencies=[Depends(owner), Depends(BEARER)],
+    responses=PROBLEMS,
+    tags=["tasks"],
+)
 
 _PAGE: dict[int | str, dict[str, Any]] = {
     200: {
