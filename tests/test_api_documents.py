@@ -137,7 +137,10 @@ async def test_document_has_headers_parameters_and_bodies(document: dict[str, An
     for method, path in (("put", ""), ("patch", ""), ("patch", "/complete"), ("delete", "")):
         assert "if-match" in parameters(method, "/{task_id}" + path)
     query = {name: each["schema"] for name, each in parameters("get", "").items() if each["in"] == "query"}
-    assert query.keys() == {"status", "limit", "cursor", "order"}
+    assert query.keys() == {
+        *("status", "q", "tag", "project", "priority", "due", "completed_after", "completed_before", "tz"),
+        *("sort", "order", "limit", "cursor", "count"),
+    }
     assert (query["limit"]["minimum"], query["limit"]["maximum"], query["limit"]["default"]) == (1, 200, 50)
     assert body_types("post", "") == body_types("put", "/{task_id}") == {"application/json"}
     both = {"application/json", "application/merge-patch+json"}

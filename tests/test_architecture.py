@@ -263,6 +263,8 @@ SQL = re.compile(
 )
 DATA = [
     "queries",
+    "lists",
+    "functions",
     "bulk",
     "tables",
     "database",

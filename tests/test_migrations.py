@@ -25,7 +25,17 @@ from taskctl.server.migrations import State, compare, current, describe, downgra
 from taskctl.server.queries import CREATE_TASK
 from taskctl.server.tables import metadata
 
-INDEXES = {"task_user_id_completed_id_idx", "task_user_id_idempotency_key_idx"}
+INDEXES = {
+    "task_terms_idx",
+    "task_user_id_completed_at_idx",
+    "task_user_id_completed_due_idx",
+    "task_user_id_completed_id_live_idx",
+    "task_user_id_completed_priority_idx",
+    "task_user_id_completed_title_idx",
+    "task_user_id_completed_updated_idx",
+    "task_user_id_idempotency_key_idx",
+    "task_user_id_trash_idx",
+}
 
 
 @pytest.fixture
@@ -113,14 +123,17 @@ COLUMNS = """SELECT table_name, column_name, data_type, is_nullable, column_defa
 CONSTRAINTS = """SELECT relname, conname, pg_get_constraintdef(c.oid)
     FROM pg_constraint AS c JOIN pg_class ON conrelid = pg_class.oid
     WHERE connamespace = %s::regnamespace AND contype <> 'n' AND relname <> 'alembic_version'"""
-DEFINED_INDEXES = """SELECT tablename, indexname, regexp_replace(indexdef, ' ON \\w+\\.', ' ON ')
+DEFINED_INDEXES = """SELECT tablename, indexname, regexp_replace(indexdef, '(public|declared)\\.', '', 'g')
     FROM pg_indexes WHERE schemaname = %s AND tablename <> 'alembic_version'"""
+
+FUNCTIONS = """SELECT proname, pg_get_function_identity_arguments(oid), provolatile, procost, prosrc
+    FROM pg_proc WHERE pronamespace = %s::regnamespace"""
 
 
 @pytest.mark.parametrize(
     ("query", "count"),
-    [(COLUMNS, 36), (CONSTRAINTS, 34), (DEFINED_INDEXES, 7)],
-    ids=["columns", "constraints", "indexes"],
+    [(COLUMNS, 36), (CONSTRAINTS, 34), (DEFINED_INDEXES, 14), (FUNCTIONS, 2)],
+    ids=["columns", "constraints", "indexes", "functions"],
 )
 def test_tables_and_migrations_make_the_same(settings, empty_database, query, count):
     """Columns, constraints and indexes are the same, migrated or made from the tables."""

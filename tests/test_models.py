@@ -8,7 +8,8 @@ import pytest
 from psycopg import sql
 from pydantic import TypeAdapter, ValidationError
 
-from taskctl.models import Completion, Description, ListQuery, Task, TaskContent, TaskPatch, Title, rfc3339
+from taskctl.list_query import ListQuery
+from taskctl.models import Completion, Description, Task, TaskContent, TaskPatch, Title, rfc3339
 
 CONTROL = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0))]
 WHITE_SPACE = "\u0020\u00a0\u1680\u2000\u2003\u2028\u2029\u202f\u205f\u3000"
@@ -199,11 +200,13 @@ def test_list_parameters(parameters, good):
 
 def test_list_defaults():
     """Without parameters a list is the first 50 tasks of any status, in ascending order."""
-    assert ListQuery().model_dump(mode="json") == {
+    assert ListQuery().model_dump(mode="json", exclude_none=True) == {
         "status": "all",
-        "limit": 50,
-        "cursor": None,
+        "tag": [],
+        "tz": "UTC",
+        "sort": "id",
         "order": "asc",
+        "limit": 50,
     }
 
 

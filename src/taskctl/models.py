@@ -34,8 +34,6 @@ from taskctl.vocabulary import (
     CHANGES_LIMIT_MAX,
     DESCRIPTION_MAX,
     EXTRA_MAX,
-    PAGE_LIMIT_DEFAULT,
-    PAGE_LIMIT_MAX,
     PROJECT_MAX,
     RECURRENCE_MAX,
     TAG_MAX,
@@ -43,16 +41,14 @@ from taskctl.vocabulary import (
     TIME_ZONE_MAX,
     TITLE_MAX,
     ChangeType,
-    Order,
     Priority,
-    Status,
     Trust,
 )
 
 _CONTROL = frozenset(map(chr, [*range(0x20), *range(0x7F, 0xA0)]))
 """Unicode category Cc: C0, DEL and C1."""
 
-_CONTROL_RANGE = r"\u0000-\u001F\u007F-\u009F"
+CONTROL_RANGE = r"\u0000-\u001F\u007F-\u009F"
 
 _LINE_BREAKS = frozenset("\t\n\r")
 
@@ -64,7 +60,8 @@ def _refuse(text: str, refused: frozenset[str]) -> str:
     return text
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """A text as it is, where it has no control character; raises ValueError."""
     return text if text.isprintable() else _refuse(text, _CONTROL)
 
 
@@ -77,13 +74,13 @@ _SPACE = r"\t-\r \u0085\u00A0\u1680\u2000-\u200A\u2028\u2029\u202F\u205F\u3000"
 
 def _trimmed_schema(longest: int) -> Callable[[dict[str, Any]], None]:
     """Say in JSON Schema what is accepted: the bounds hold for what trimming leaves."""
-    visible = f"[^{_SPACE}{_CONTROL_RANGE}]"
+    visible = f"[^{_SPACE}{CONTROL_RANGE}]"
 
     def amend(schema: dict[str, Any]) -> None:
         schema.pop("minLength", None)
         schema.pop("maxLength", None)
         schema["pattern"] = (
-            f"^[{_SPACE}]*{visible}([^{_CONTROL_RANGE}]{{0,{longest - 2}}}{visible})?[{_SPACE}]*$"
+            f"^[{_SPACE}]*{visible}([^{CONTROL_RANGE}]{{0,{longest - 2}}}{visible})?[{_SPACE}]*$"
         )
 
     return amend
@@ -92,7 +89,7 @@ def _trimmed_schema(longest: int) -> Callable[[dict[str, Any]], None]:
 Title = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=TITLE_MAX),
-    AfterValidator(_one_line),
+    AfterValidator(one_line),
     Field(
         description="One line, trimmed.",
         examples=["Buy milk"],
@@ -114,7 +111,7 @@ Description = Annotated[
 Project = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=PROJECT_MAX),
-    AfterValidator(_one_line),
+    AfterValidator(one_line),
     Field(description="One line, trimmed.", json_schema_extra=_trimmed_schema(PROJECT_MAX)),
 ]
 
@@ -133,7 +130,7 @@ Tags = Annotated[
         Annotated[
             str,
             AfterValidator(_tag),
-            Field(json_schema_extra={"pattern": f"^[^{_SPACE},{_CONTROL_RANGE}]{{1,{TAG_MAX // 2}}}$"}),
+            Field(json_schema_extra={"pattern": f"^[^{_SPACE},{CONTROL_RANGE}]{{1,{TAG_MAX // 2}}}$"}),
         ]
     ],
     Field(
@@ -199,13 +196,19 @@ Recurrence = Annotated[
 ]
 
 
+_NO_ZONES = {"localtime"}
+"""Wherever the machine is."""
+
+
 def zone(name: str) -> zoneinfo.ZoneInfo:
     """The time zone of this name in the IANA database.
 
     Raises:
         ValueError: there is none.
     """
-    if not re.fullmatch(rf"[A-Za-z][A-Za-z0-9_+/-]{{0,{TIME_ZONE_MAX - 1}}}", name, re.ASCII):
+    if name in _NO_ZONES or not re.fullmatch(
+        rf"[A-Za-z][A-Za-z0-9_+/-]{{0,{TIME_ZONE_MAX - 1}}}", name, re.ASCII
+    ):
         raise ValueError("a time zone is a name such as Europe/Berlin")
     try:
         return zoneinfo.ZoneInfo(name)
@@ -218,7 +221,8 @@ def _zone_name(name: str) -> str:
 
 
 def _zone_schema(schema: dict[str, Any]) -> None:
-    schema["pattern"] = f"^({'|'.join(map(re.escape, sorted(zoneinfo.available_timezones())))})$"
+    names = sorted(zoneinfo.available_timezones() - _NO_ZONES)
+    schema["pattern"] = f"^({'|'.join(map(re.escape, names))})$"
 
 
 # An alias of its own, so that the OpenAPI document has all the names once.
@@ -369,26 +373,19 @@ class TaskPage(BaseModel):
 
     items: list[Task]
     next_cursor: str | None = Field(description="Send it as `cursor` for the next page; null on the last.")
+    count: int | SkipJsonSchema[None] = Field(
+        None,
+        ge=0,
+        description="With `count=exact`: tasks on all pages.",
+        exclude_if=lambda count: count is None,
+    )
 
 
-def _digits(value: Any) -> Any:
+def digits(value: Any) -> Any:
     """Refuse what Python takes for a whole number and JSON Schema does not: `1_0`, `+5`, `5.0`."""
     if isinstance(value, str) and not re.fullmatch(r"-?[0-9]+", value, re.ASCII):
         raise ValueError("not a whole number")
     return value
-
-
-class ListQuery(Body):
-    """The parameters of a list. An unknown one is an error: a typo must never return everything."""
-
-    status: Status = Status.all
-    limit: Annotated[int, BeforeValidator(_digits)] = Field(PAGE_LIMIT_DEFAULT, ge=1, le=PAGE_LIMIT_MAX)
-    cursor: str | SkipJsonSchema[None] = Field(
-        None,
-        description="The `next_cursor` of the page before, in a list of the same order.",
-        json_schema_extra={"pattern": "^[A-Za-z0-9_-]{7,32}$"},
-    )
-    order: Order = Field(Order.asc, description="By id.")
 
 
 class Change(BaseModel):
@@ -416,7 +413,7 @@ class ChangesQuery(Body):
         description="A `next_cursor`, or `now`: from this moment on. Left out: from the oldest that is kept.",
         json_schema_extra={"pattern": "^(now|[A-Za-z0-9_-]{20})$"},
     )
-    limit: Annotated[int, BeforeValidator(_digits)] = Field(
+    limit: Annotated[int, BeforeValidator(digits)] = Field(
         CHANGES_LIMIT_DEFAULT, ge=1, le=CHANGES_LIMIT_MAX, description="A page of long tasks holds fewer."
     )
 

@@ -40,6 +40,9 @@ IDEMPOTENCY_KEY_MAX = 255
 TASK_ID_MAX = 2**63 - 1
 """The largest PostgreSQL `bigint`."""
 
+SEARCH_MAX = 200
+"""Characters (code points) in what is searched for; at least one."""
+
 BULK_MAX = 500
 """Operations of a bulk request."""
 
@@ -86,8 +89,29 @@ class Priority(StrEnum):
     high = "high"
 
 
+class DueWord(StrEnum):
+    """Due dates that a list can be asked for by name."""
+
+    overdue = "overdue"
+    today = "today"
+    week = "week"
+    none = "none"
+    any = "any"
+
+
+class Sort(StrEnum):
+    """What a list is sorted by; tasks alike in it follow each other by id."""
+
+    id = "id"
+    due = "due"
+    priority = "priority"
+    updated = "updated"
+    created = "created"
+    title = "title"  # type: ignore[assignment] # as `str.title`, which nobody asks of it
+
+
 class Order(StrEnum):
-    """The order of a list, by id."""
+    """The direction of a list's order."""
 
     asc = "asc"
     desc = "desc"

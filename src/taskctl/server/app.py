@@ -23,7 +23,7 @@ from taskctl.server.limits import Limiter
 from taskctl.server.metrics import SAMPLING_SECONDS, Metrics, shared_directory
 from taskctl.server.middleware import Cors, Envelope, Hosts, Problems, refuse
 from taskctl.server.purge import keep_purging
-from taskctl.server.routes import bulk, changes, me, pages, probes, tasks
+from taskctl.server.routes import bulk, changes, lists, me, pages, probes, tasks
 from taskctl.server.routes import metrics as metrics_route
 from taskctl.server.routing import PROBLEM, Shortcut
 from taskctl.server.tracing import Tracing
@@ -103,7 +103,7 @@ def create_app(settings: ServerSettings) -> Application:
     )
     app.state.service = service
     # Added as they are rather than included: an included router matches each request twice.
-    for router in (me.router, bulk.router, tasks.router, changes.router, probes.router):
+    for router in (me.router, lists.router, bulk.router, tasks.router, changes.router, probes.router):
         app.router.routes.extend(router.routes)
     if service.metrics is not None:
         metrics_route.add_metrics(app)

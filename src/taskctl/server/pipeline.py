@@ -34,6 +34,7 @@ from taskctl.server.sessions import (
     GRACE_SECONDS,
     MIN_SESSIONS,
     PARAMETERS,
+    PREPARED_MAX,
     RECONNECT_SECONDS,
     WAITING_PER_SESSION,
     Lost,
@@ -108,7 +109,7 @@ class _Line(Session):
     """What was sent and is not answered, oldest first."""
 
     prepared: dict[str, bytes]
-    """The names of the statements that were prepared here, by their SQL."""
+    """The names of the statements that were prepared here, by their SQL; what was used last comes last."""
 
     names: Iterator[int]
     opened_at: float
@@ -256,8 +257,13 @@ class Pipeline:
         sql = request.statement.sql
         text, pgconn = numbered(sql)[0], line.pgconn
         try:
-            name = line.prepared.get(sql)
-            if name is None and line.prepare_threshold is not None:
+            name = line.prepared.pop(sql, None)
+            if name is not None:
+                line.prepared[sql] = name
+            elif line.prepare_threshold is not None:
+                if len(line.prepared) >= PREPARED_MAX:
+                    unused = line.prepared.pop(next(iter(line.prepared)))
+                    pgconn.send_query_params(b"DEALLOCATE " + unused, [])
                 # The name is what PostgreSQL's log shows.
                 name = line.prepared[sql] = f"{request.statement.name}_{next(line.names)}".encode()
                 request.prepares = True
@@ -445,7 +451,7 @@ class Pipeline:
             self._sweeping = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=512)
 def numbered(sql: str) -> tuple[bytes, tuple[str, ...]]:
     """A statement with PostgreSQL's own `$1` for `%(name)s`, and the names in that order."""
     names: dict[str, int] = {}

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from taskctl.vocabulary import Order, Priority, Status
+from taskctl.vocabulary import Priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,39 +262,6 @@ DELETE_TASK, _ = _change(
 RESTORE_TASK, _ = _change("restore_task", {"deleted_at": "NULL::timestamptz"}, "'restored'", live="true")
 """Takes a task out of the trash. -> matched, version, JSON."""
 
-
-def _list(status: Status, order: Order) -> Statement:
-    """A page, and the id at which the next one starts.
-
-    The cursor names the first task of the page (null: from the beginning). One row more than the page is
-    read, to know whether there is another page and where it starts.
-    """
-    only = {
-        Status.all: "AND deleted_at IS NULL",
-        Status.pending: "AND NOT completed AND deleted_at IS NULL",
-        Status.completed: "AND completed AND deleted_at IS NULL",
-        Status.deleted: "AND deleted_at IS NOT NULL",
-    }[status]
-    compare, direction = {Order.asc: (">=", "ASC"), Order.desc: ("<=", "DESC")}[order]
-    start = {Order.asc: "0", Order.desc: "9223372036854775807"}[order]
-    return Statement(
-        f"list_{status}_{order}",
-        f"""
-        SELECT string_agg(body, ',' ORDER BY n) FILTER (WHERE n <= %(limit)s::bigint),
-               max(id) FILTER (WHERE n > %(limit)s::bigint)
-        FROM (
-            SELECT id, row_number() OVER (ORDER BY id {direction}) AS n, {_JSON}::text AS body
-            FROM task
-            WHERE user_id = %(user_id)s AND id {compare} coalesce(%(cursor)s::bigint, {start}) {only}
-            ORDER BY id {direction} LIMIT %(limit)s::bigint + 1
-        ) AS page
-        """,
-        reads_only=True,
-    )
-
-
-LIST_TASKS = {(status, order): _list(status, order) for status in Status for order in Order}
-"""-> the page's tasks as JSON, comma-separated, or null when there are none; the next page's first id."""
 
 CHANGE_SEPARATOR = b"\x1e"
 """Between the changes of a page; no JSON text holds it (RFC 7464)."""

@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 from urllib.parse import parse_qsl
 
 import structlog
@@ -94,6 +94,7 @@ class TaskRoute(PublicRoute):
         methods = self.methods or set()
         self._scope = vocabulary.Scope.read if methods <= _READING else vocabulary.Scope.write
         self._query = _model(parameters.get("query"))
+        self._repeatable = _lists(self._query)
         self._queries: dict[bytes, BaseModel] = {}
         """Good query strings that came lately: most come again and again."""
         self._body = _model(parameters.get("body"))
@@ -127,7 +128,7 @@ class TaskRoute(PublicRoute):
         elif query:
             errors += [
                 _invalid(("query", name), _MESSAGES["extra_forbidden"], "extra_forbidden")
-                for name in _query_parameters(query, errors)
+                for name in _query_parameters(query, self._repeatable, errors)
             ]
         if errors:
             raise invalid(errors)
@@ -150,7 +151,7 @@ class TaskRoute(PublicRoute):
     def _read_query(
         self, model: type[BaseModel], query: bytes, errors: list[dict[str, Any]]
     ) -> BaseModel | None:
-        found = _validate("query", model, _query_parameters(query, errors), errors)
+        found = _validate("query", model, _query_parameters(query, self._repeatable, errors), errors)
         if found is not None and not errors and len(query) <= _QUERY_MAX:
             if len(self._queries) >= _QUERIES_MAX:
                 self._queries.clear()
@@ -255,13 +256,29 @@ async def _read_body(call: Call, limit: int) -> bytes:
             return body
 
 
-def _query_parameters(query: bytes, errors: list[dict[str, Any]]) -> dict[str, str]:
-    parameters: dict[str, str] = {}
-    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+def _lists(model: type[BaseModel] | None) -> frozenset[str]:
+    """The members of a model that are lists: parameters that may be sent several times."""
+    fields = model.model_fields if model else {}
+    return frozenset(name for name, each in fields.items() if get_origin(each.annotation) is list)
+
+
+def _query_parameters(
+    query: bytes, repeatable: frozenset[str], errors: list[dict[str, Any]]
+) -> dict[str, str | list[str]]:
+    parameters: dict[str, str | list[str]] = {}
+    for name, value in sent_parameters(query):
+        if name in repeatable:
+            parameters[name] = [*parameters.get(name, ()), value]
+            continue
         if name in parameters:
             errors.append(_invalid(("query", name), "This parameter was sent more than once.", "repeated"))
         parameters[name] = value
     return parameters
+
+
+def sent_parameters(query: bytes) -> list[tuple[str, str]]:
+    """The parameters of a query string, in the order that they were sent in."""
+    return parse_qsl(query.decode("utf-8", "replace"), keep_blank_values=True)
 
 
 def _validate(

@@ -42,6 +42,9 @@ GRACE_SECONDS = 0.5
 WAITING_PER_SESSION = 20
 """How many requests may wait for each session before the next one is turned away at once."""
 
+PREPARED_MAX = 100
+"""Statements that a session keeps prepared; lists have more shapes than that, and each takes memory."""
+
 MIN_SESSIONS = 2
 """How many sessions are kept when nobody asks for any."""
 
@@ -54,6 +57,8 @@ PARAMETERS: dict[str, Any] = {
 
 _LOST = {"57P01", "57P02", "57P03"}
 """PostgreSQL ends the session: an administrator's command, a crash, not accepting connections."""
+
+ZONE_UNKNOWN = "The database knows no time zone of this name"
 
 _STALE_PLAN = "RevalidateCachedQuery"
 """Where in PostgreSQL it is noticed that a prepared statement's result has another type since a migration."""
@@ -156,6 +161,7 @@ class Sessions:
             self._prepare is PreparedStatements.auto and not session.pooled
         )
         session.prepare_threshold = 0 if prepare else None
+        session.prepared_max = PREPARED_MAX
         if not self.reachable:
             self.reachable = True
             log.info("database_connected", pooler=session.pooled, prepared_statements=prepare)
@@ -180,6 +186,9 @@ class Sessions:
 
     def failure(self, statement: Statement, error: psycopg.Error) -> Exception:
         """What an error of PostgreSQL means for the request; its cause is set where that tells no secret."""
+        if (wrong := _wrong(error)) is not None:
+            name = ".".join(wrong["loc"])
+            return ValidationFailed(f"{name}: {wrong['msg']}.", errors=[wrong])
         state = error.sqlstate or ""
         failure: Exception
         match error:
@@ -188,9 +197,6 @@ class Sessions:
             # The last is a unique index that ON CONFLICT needs.
             case postgres.UndefinedTable() | postgres.UndefinedColumn() | postgres.InvalidColumnReference():
                 failure = SchemaMissing()
-            case postgres.CheckViolation() if error.diag.constraint_name == f"task_{RECURRENCE_HAS_DUE}":
-                wrong = {"loc": ["body", "due_at"], "msg": RECURRENCE_NEEDS_DUE, "type": "value_error"}
-                return ValidationFailed(f"body.due_at: {RECURRENCE_NEEDS_DUE}.", errors=[wrong])
             case postgres.UniqueViolation():
                 # Not chained: PostgreSQL's DETAIL holds the key.
                 return Contended(f"{statement.name}: {error.diag.constraint_name}")
@@ -213,6 +219,20 @@ class Sessions:
                 return StatementFailed(f"{statement.name}: {state} {error.diag.message_primary}")
         failure.__cause__ = error
         return failure
+
+
+def _wrong(error: psycopg.Error) -> dict[str, Any] | None:
+    """What PostgreSQL finds wrong with a request's values that only it can know; else None."""
+    diagnosis = error.diag
+    if (
+        isinstance(error, postgres.CheckViolation)
+        and diagnosis.constraint_name == f"task_{RECURRENCE_HAS_DUE}"
+    ):
+        return {"loc": ["body", "due_at"], "msg": RECURRENCE_NEEDS_DUE, "type": "value_error"}
+    # No other parameter is looked up; PostgreSQL's list of zones may be older than Python's.
+    if isinstance(error, postgres.InvalidParameterValue) and "time zone" in (diagnosis.message_primary or ""):
+        return {"loc": ["query", "tz"], "msg": ZONE_UNKNOWN, "type": "value_error"}
+    return None
 
 
 class _BytesLoader(Loader):

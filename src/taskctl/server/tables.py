@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    DDL,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -19,12 +20,14 @@ from sqlalchemy import (
     MetaData,
     SmallInteger,
     Text,
+    event,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSON
 from sqlmodel import Field, SQLModel
 
 from taskctl.models import TaskFields
+from taskctl.server import functions
 from taskctl.vocabulary import (
     DESCRIPTION_MAX,
     EXTRA_MAX,
@@ -45,12 +48,26 @@ metadata = MetaData(
 """Names are fixed, so that a violation says which rule it broke and a migration can name it."""
 
 
+for function in functions.ALL:
+    event.listen(metadata, "before_create", DDL(function))  # type: ignore[no-untyped-call] # of SQLAlchemy
+
+
 def _column(*args: Any, **options: Any) -> Any:
     return Field(sa_column=Column(*args, **options))
 
 
 def _now() -> Any:
     return _column(DateTime(timezone=True), nullable=False, server_default=text("now()"))
+
+
+def _sorted(name: str, *key: Any) -> Index:
+    return Index(
+        f"task_user_id_{name}_idx",
+        "user_id",
+        "completed",
+        *key,
+        postgresql_where=text("deleted_at IS NULL"),
+    )
 
 
 class AccountRow(SQLModel, table=True):
@@ -116,8 +133,26 @@ class TaskRow(TaskFields, SQLModel, table=True):
         CheckConstraint(f"octet_length(extra) <= {EXTRA_MAX}", name="extra_length"),
         CheckConstraint("json_typeof(extra::json) = 'object'", name="extra_object"),
         CheckConstraint("next_id >= 1", name="next_id_positive"),
-        # Serves the pending and the completed list, each in the order of its pages.
-        Index("task_user_id_completed_id_idx", "user_id", "completed", "id"),
+        # Each sort's, in the order of its pages; of lists that the trash is no part of.
+        _sorted("completed_id_live", "id"),
+        _sorted("completed_due", text("coalesce(due_at, 'infinity')"), "id"),
+        _sorted("completed_priority", "priority", "id"),
+        _sorted("completed_updated", "updated_at", "id"),
+        _sorted("completed_title", text('task_title_key(title COLLATE "C")'), "id"),
+        Index(
+            "task_user_id_completed_at_idx",
+            "user_id",
+            "completed_at",
+            "id",
+            postgresql_where=text("completed AND deleted_at IS NULL"),
+        ),
+        Index("task_user_id_trash_idx", "user_id", "id", postgresql_where=text("deleted_at IS NOT NULL")),
+        # Words, tags, projects and priorities; of one user and state each, as all terms begin with both.
+        Index(
+            "task_terms_idx",
+            text("task_terms(user_id, completed, deleted_at, title, description, tags, project, priority)"),
+            postgresql_using="gin",
+        ),
         Index(
             "task_user_id_idempotency_key_idx",
             "user_id",

@@ -1,6 +1,5 @@
 """The tasks of one user: `/api/v1/{user_id}/tasks…`."""
 
-import base64
 import hashlib
 import json
 import re
@@ -9,7 +8,7 @@ from datetime import UTC, date, datetime, time
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
-from fastapi import APIRouter, Body, Depends, Header, Path, Query, Response
+from fastapi import APIRouter, Body, Depends, Header, Path, Response
 from fastapi.security import HTTPBearer
 from psycopg.types.numeric import Int8
 from pydantic.json_schema import SkipJsonSchema
@@ -17,11 +16,9 @@ from pydantic.json_schema import SkipJsonSchema
 from taskctl.errors import BadRequest, IdempotencyKeyReused, Overloaded, TaskNotFound, VersionConflict
 from taskctl.models import (
     Completion,
-    ListQuery,
     Problem,
     Task,
     TaskContent,
-    TaskPage,
     TaskPatch,
     compact,
     due,
@@ -30,7 +27,7 @@ from taskctl.server import queries, recurrence
 from taskctl.server.call import Call, path_as_sent
 from taskctl.server.routing import JSON, MERGE_PATCH, RETRY_AFTER, TaskRoute
 from taskctl.server.sessions import Row
-from taskctl.vocabulary import API_PREFIX, IDEMPOTENCY_KEY_MAX, TASK_ID_MAX, Order, Priority
+from taskctl.vocabulary import API_PREFIX, IDEMPOTENCY_KEY_MAX, TASK_ID_MAX, Priority
 
 _CHALLENGE = {
     "WWW-Authenticate": {
@@ -59,10 +56,10 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         "headers": RETRY_AFTER,
     },
 }
-_BAD: dict[int | str, dict[str, Any]] = {400: {"model": Problem, "description": "Malformed."}}
+BAD: dict[int | str, dict[str, Any]] = {400: {"model": Problem, "description": "Malformed."}}
 _ABSENT: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such task."}}
 _STALE: dict[int | str, dict[str, Any]] = {412: {"model": Problem, "description": "`If-Match` is stale."}}
-BODY: dict[int | str, dict[str, Any]] = _BAD | {
+BODY: dict[int | str, dict[str, Any]] = BAD | {
     413: {"model": Problem, "description": "The body is too large."},
     415: {"model": Problem, "description": "The body is of another media type."},
 }
@@ -71,17 +68,6 @@ _ETAG = {
         "description": "The task's version, quoted.",
         "required": True,
         "schema": {"type": "string", "pattern": '^"[1-9][0-9]*"$'},
-    }
-}
-_PAGE: dict[int | str, dict[str, Any]] = {
-    200: {
-        "model": TaskPage,
-        "headers": {
-            "Link": {
-                "description": 'The next page, where there is one, with `rel="next"`.',
-                "schema": {"type": "string"},
-            }
-        },
     }
 }
 _TASK: dict[int | str, dict[str, Any]] = {200: {"model": Task, "headers": _ETAG}}
@@ -140,24 +126,6 @@ router = APIRouter(
     responses=PROBLEMS,
     tags=["tasks"],
 )
-
-
-@router.get("/tasks", responses=_BAD | _PAGE)
-async def list_tasks(call: Call, query: Annotated[ListQuery, Query()]) -> Response:
-    """List tasks, page by page."""
-    start = None if query.cursor is None else _decode_cursor(query.cursor, query.order)
-    row = await call.fetch(
-        queries.LIST_TASKS[query.status, query.order], cursor=start and Int8(start), limit=query.limit
-    )
-    items, next_id = row or (None, None)
-    headers = {}
-    cursor = b"null"
-    if next_id is not None:
-        text = _encode_cursor(next_id, query.order)
-        cursor = f'"{text}"'.encode()
-        sent = "".join(f"{name}={getattr(query, name)}&" for name in query.model_fields_set - {"cursor"})
-        headers["Link"] = f'<{path_as_sent(call.scope)}?{sent}cursor={text}>; rel="next"'
-    return _json(b'{"items":[%b],"next_cursor":%b}' % (items or b"", cursor), headers=headers)
 
 
 @router.post(
@@ -267,7 +235,7 @@ async def complete_task(
 @router.delete(
     "/tasks/{task_id}",
     status_code=204,
-    responses=_BAD | _ABSENT | _STALE | {204: {"description": "The task is in the trash."}},
+    responses=BAD | _ABSENT | _STALE | {204: {"description": "The task is in the trash."}},
 )
 async def delete_task(call: Call, task_id: TaskId, if_match: IfMatch = None) -> Response:
     """Move a task to the trash, from where it can be restored until it is purged."""
@@ -275,7 +243,7 @@ async def delete_task(call: Call, task_id: TaskId, if_match: IfMatch = None) -> 
     return Response(status_code=204)
 
 
-@router.post("/tasks/{task_id}/restore", responses=_TASK | _BAD | _ABSENT | _STALE)
+@router.post("/tasks/{task_id}/restore", responses=_TASK | BAD | _ABSENT | _STALE)
 async def restore_task(call: Call, task_id: TaskId, if_match: IfMatch = None) -> Response:
     """Take a task out of the trash. A state: sent twice, it changes nothing."""
     _, version, task, _ = await _write(call, queries.RESTORE_TASK, task_id, if_match)
@@ -455,26 +423,3 @@ def digest(body: TaskContent) -> bytes:
     """
     content = json.dumps(body.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
     return hashlib.sha256(content.encode()).digest()
-
-
-def _encode_cursor(first_id: int, order: Order) -> str:
-    return base64.urlsafe_b64encode(f"{order}:{first_id}".encode()).rstrip(b"=").decode()
-
-
-def _decode_cursor(cursor: str, order: Order) -> int:
-    match = None
-    if cursor.isascii() and len(cursor) <= 64:  # noqa: PLR2004 - far more than any cursor has
-        try:
-            text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
-            match = re.fullmatch(r"(asc|desc):([1-9][0-9]{0,18})", text)
-        except ValueError:
-            match = None
-    if (
-        match is None
-        or int(match[2]) > TASK_ID_MAX
-        or _encode_cursor(int(match[2]), Order(match[1])) != cursor
-    ):
-        raise BadRequest("The cursor is not one that this server gave out; start again without it.")
-    if match[1] != order:
-        raise BadRequest(f"The cursor belongs to a list with order={match[1]}; start again without it.")
-    return int(match[2])
