@@ -153,7 +153,8 @@ class Feed:
     @property
     def interval(self) -> float:
         """Seconds until a stream looks by itself; not for all at the same moment."""
-        seconds = _SELDOM_SECONDS if self._listening else self._settings.stream_poll
+        poll = self._settings.stream_poll
+        seconds = max(poll, _SELDOM_SECONDS) if self._listening else poll
         return seconds * random.uniform(0.8, 1.0)  # noqa: S311 - it spreads load and hides nothing
 
     def follow(self, user_id: str) -> Stream:
