@@ -162,6 +162,7 @@ def inside(modules, *names):
             set(),
             {"addresses", "answers", "contexts", "errors", "private_file", "transport", "vocabulary"},
         ),
+        ("taskctl.tool_models", PYDANTIC, {"vocabulary"}),
         ("taskctl.operations", set(), set()),
         ("taskctl.outbox", set(), {"errors", "operations", "private_file"}),
         ("taskctl.journal", set(), {"errors", "operations", "private_file"}),
@@ -237,11 +238,11 @@ def test_layers(module):
     if not inside([module], "taskctl.cli", "taskctl.__main__"):
         assert inside(found, "taskctl.cli") == []
     if inside([module], "taskctl.server"):
-        assert inside(found, *CLIENT) == []
+        assert inside(found, *CLIENT, "taskctl.assistant", "taskctl.tool_models") == []
     if inside(
         [module],
         *CLIENT,
-        *(f"taskctl.cli.{name}" for name in ("tasks", "offline", "account", "login", "doctor")),
+        *(f"taskctl.cli.{name}" for name in ("tasks", "offline", "account", "login", "doctor", "mcp")),
     ):
         assert inside(found, *HEAVY) == []
     data = ("queries", "tables", "database", "sessions", "pool", "pipeline", "migrations")

@@ -56,6 +56,21 @@ class TaskctlError(Exception):
         """The sentence that describes every occurrence of this class."""
         return (cls.__doc__ or f"{cls.__name__}.").strip().splitlines()[0]
 
+    @property
+    def sentence(self) -> str:
+        """The detail, and what validation found wrong where the detail does not say it."""
+        found = self.members.get("errors")
+        if not isinstance(found, list):
+            return self.detail
+        wrong = [
+            f"{'.'.join(map(str, one['loc'][1:] or one['loc']))}: {one.get('msg')}"
+            for one in found
+            if isinstance(one, dict)
+            and isinstance(one.get("loc"), list)
+            and str(one.get("msg")) not in self.detail
+        ]
+        return f"{self.detail} {'; '.join(wrong)}".rstrip()
+
     def problem(self, *, instance: str, request_id: str) -> dict[str, Any]:
         """This occurrence as a problem document (RFC 9457) about the request path `instance`."""
         return {

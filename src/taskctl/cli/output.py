@@ -163,22 +163,7 @@ def report(error: TaskctlError, *, as_json: bool, task_id: int | str | None = No
         return
     subject = "" if task_id is None else f"{task_id}: "
     request = f", request {error.request_id}" if error.request_id else ""
-    typer.echo(f"taskctl: {subject}{escaped(f'{_sentence(error)} ({error.code}{request})')}", err=True)
-
-
-def _sentence(error: TaskctlError) -> str:
-    """The detail, and what validation found wrong where the detail does not say it."""
-    found = error.members.get("errors")
-    if not isinstance(found, list):
-        return error.detail
-    wrong = [
-        f"{'.'.join(map(str, one['loc'][1:] or one['loc']))}: {one.get('msg')}"
-        for one in found
-        if isinstance(one, dict)
-        and isinstance(one.get("loc"), list)
-        and str(one.get("msg")) not in error.detail
-    ]
-    return f"{error.detail} {'; '.join(wrong)}".rstrip()
+    typer.echo(f"taskctl: {subject}{escaped(f'{error.sentence} ({error.code}{request})')}", err=True)
 
 
 def connect(settings: "ClientSettings", *, debug: bool) -> "Client":
