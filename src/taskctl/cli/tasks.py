@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from taskctl.cli import offline, output
+from taskctl.cli import offline, output, watch
 from taskctl.cli.offline import desk
 from taskctl.cli.output import Form, Json, Ndjson, Quiet
 from taskctl.errors import TaskctlError, UsageInvalid
@@ -269,6 +269,9 @@ def rm(
     if how is Form.JSON:
         output.print_json(output.compact({"deleted": deleted, **({"waiting": kept} if kept else {})}))
     raise typer.Exit(code)
+
+
+app.command("watch")(watch.watch)
 
 
 def _complete(
