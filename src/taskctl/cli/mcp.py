@@ -29,9 +29,10 @@ def mcp(
         typer.Option(metavar="NAME", help="Read and show dates there; this machine's zone. [TZ]"),
     ] = None,
 ) -> None:
-    """Serve the tasks to an assistant (Model Context Protocol, stdio). Needs the extra `mcp`.
+    """Let an assistant work on the tasks.
 
-    An assistant's program starts it; it ends with its standard input.
+    The assistant's program starts it, and speaks the Model Context Protocol to it through pipes. Needs the
+    extra `mcp`.
     """
     from datetime import datetime
 
