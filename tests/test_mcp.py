@@ -8,6 +8,8 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
+from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
@@ -18,7 +20,10 @@ from mcp_types import CallToolResult, TextContent
 from cable import Cable
 from conftest import SECRET, Server, User, bare_environ, make_user, taskctl
 from taskctl import contexts
+from taskctl.assistant import Assistant
+from taskctl.client import Client as ApiClient
 from taskctl.tokens import mint
+from test_client import TASK, Scripted, ok
 
 READING = ["list_tasks", "search_tasks", "read_task"]
 WRITING = ["add_task", "change_task", "complete_task", "reopen_task", "delete_task", "restore_task"]
@@ -302,6 +307,78 @@ async def test_token_expires_and_is_replaced(server, tmp_path):
         contexts.save_context("here", server.url, mint(SECRET, expired.id, 3600), environ=environ)
         assert said(await client.call_tool("list_tasks", {}))["tasks"] == []
     assert expired.token not in (tmp_path / "stderr").read_text()
+
+
+@pytest.fixture
+def scripted() -> Iterator[Scripted]:
+    made = Scripted()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def here(scripted: Scripted) -> Iterator[Assistant]:
+    """An assistant in this process, at a server that answers as told."""
+    with ApiClient(scripted.url, make_user().token, timeout=1) as client:
+        yield Assistant(client, reconnect=lambda: None, zone=ZoneInfo("Europe/Berlin"))
+
+
+def test_filters_are_sent(scripted, here):
+    """Each filter becomes the list's parameter, its dates read in the person's zone."""
+    scripted.script = [ok({"items": [TASK], "next_cursor": "next", "count": 12})]
+    given = {
+        "query": "milk bread",
+        "status": "completed",
+        "tags": ["home", "shop"],
+        "project": "flat",
+        "priority": "high",
+        "due": "2026-11-01..2026-11-30",
+        "completed_after": "2026-11-02",
+        "completed_before": "2026-11-03 17:00",
+        "sort": "due",
+        "order": "desc",
+        "limit": 7,
+        "cursor": "here",
+        "count": True,
+    }
+    page = said(here.call("search_tasks", given))
+    assert (page["next_cursor"], page["count"]) == ("next", 12)
+    assert page["tasks"][0]["title"] == TASK["title"]
+    sent = parse_qs(urlsplit(scripted.seen[0].line.split()[1]).query)
+    assert sent == {
+        "q": ["milk bread"],
+        "status": ["completed"],
+        "tag": ["home", "shop"],
+        "project": ["flat"],
+        "priority": ["high"],
+        "due": ["2026-11-01..2026-11-30"],
+        "completed_after": ["2026-11-02"],
+        "completed_before": ["2026-11-03T17:00:00+01:00"],
+        "tz": ["Europe/Berlin"],
+        "sort": ["due"],
+        "order": ["desc"],
+        "limit": ["7"],
+        "cursor": ["here"],
+        "count": ["exact"],
+    }
+
+
+def test_nobody_expected_it(scripted, here, caplog):
+    """What goes wrong in taskctl itself is an error of the tool too; why, only the log says."""
+    scripted.script = [ok({"id": 7})]
+    text = refused(here.call("read_task", {"id": 7}))
+    assert text == "Something went wrong in taskctl itself. (internal)"
+    assert "KeyError" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("scope", "offered"),
+    [("tasks:read", READING), ("tasks:write", WRITING), ("", []), (None, READING + WRITING)],
+)
+def test_scopes_decide_what_is_offered(here, scope, offered):
+    """A tool is offered to a token that may do what it does; one without scopes may do everything."""
+    here.client.token = make_user(scope=scope).token
+    assert [tool.name for tool in here.tools()] == offered
 
 
 def test_speaks_the_protocol_alone_and_ends_with_its_input(server, tmp_path):

@@ -198,7 +198,9 @@ class Assistant:
         if given.project is not None:
             changes["project"] = given.project or None
         if given.every is not None:
-            due_at = changes["due_at"] if "due_at" in changes else self.client.read_task(given.id)["due_at"]
+            due_at = (
+                changes["due_at"] if "due_at" in changes else self.client.read_task(given.id).get("due_at")
+            )
             changes = {**changes, **_recurrence(given.every, due_at, zone)}
         if not changes:
             raise UsageInvalid("Nothing to change: give at least one member of the task.")
