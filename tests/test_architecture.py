@@ -164,6 +164,7 @@ def inside(modules, *names):
             set(),
             {"addresses", "answers", "contexts", "errors", "private_file", "transport", "vocabulary"},
         ),
+        ("taskctl.tool_models", PYDANTIC, {"vocabulary"}),
         ("taskctl.operations", set(), set()),
         ("taskctl.outbox", set(), {"errors", "operations", "private_file"}),
         ("taskctl.journal", set(), {"errors", "operations", "private_file"}),
@@ -246,11 +247,14 @@ def test_layers(module):
     if not inside([module], "taskctl.cli", "taskctl.__main__"):
         assert inside(found, "taskctl.cli") == []
     if inside([module], "taskctl.server"):
-        assert inside(found, *CLIENT) == []
+        assert inside(found, *CLIENT, "taskctl.assistant", "taskctl.tool_models") == []
     if inside(
         [module],
         *CLIENT,
-        *(f"taskctl.cli.{name}" for name in ("tasks", "offline", "watch", "account", "login", "doctor")),
+        *(
+            f"taskctl.cli.{name}"
+            for name in ("tasks", "offline", "watch", "account", "login", "doctor", "mcp")
+        ),
     ):
         assert inside(found, *HEAVY) == []
     data = ("queries", "bulk", "tables", "database", "sessions", "feed", "pool", "pipeline", "migrations")

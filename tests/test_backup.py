@@ -178,10 +178,8 @@ def test_a_database_that_is_not_empty(filled, archive):
     before = checksum(filled["DATABASE_URL"])
     failed(taskctl("db", "restore", str(archive), environ=filled), 2, "not empty", "task", "--clean")
     done = taskctl_in_terminal("db", "restore", str(archive), "--clean", environ=filled, typed="n\n")
-    assert (done.code != 0, "(account, alembic_version, task)? [y/N]" in " ".join(done.out.split())) == (
-        True,
-        True,
-    )
+    told = "(account, alembic_version, bulk, change, task)? [y/N]"
+    assert (done.code != 0, told in " ".join(done.out.split())) == (True, True)
     with psycopg.connect(filled["DATABASE_URL"]) as connection:
         connection.execute("CREATE VIEW theirs AS SELECT title FROM task")
     failed(taskctl("db", "restore", str(archive), "--clean", environ=filled), 2, "theirs")

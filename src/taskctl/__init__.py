@@ -16,6 +16,8 @@ The map, from what imports nothing to what imports everything:
 - `answers`, `transport`, `client`, `better_auth`: what an answer means, how a request is sent and repeated,
   and one method per operation of the API and of an auth server (standard library).
 - `formats`: tasks to and from the files of other programs (standard library).
+- `tool_models`, `assistant`: what an assistant's tools take and return (pydantic); the tools, over the Model
+  Context Protocol (the extra `mcp`).
 - `server`: the HTTP API, its processes, statements, tables, migrations and the embedded PostgreSQL.
 - `cli`: the `taskctl` command, which reaches all of the above.
 """

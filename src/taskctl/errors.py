@@ -57,6 +57,11 @@ class TaskctlError(Exception):
         """The sentence that describes every occurrence of this class."""
         return (cls.__doc__ or f"{cls.__name__}.").strip().splitlines()[0]
 
+    @property
+    def sentence(self) -> str:
+        """The detail, and what validation found wrong where the detail does not say it."""
+        return sentence(self.detail, self.members.get("errors"))
+
     def problem(self, *, instance: str, request_id: str) -> dict[str, Any]:
         """This occurrence as a problem document (RFC 9457) about the request path `instance`."""
         return {
@@ -395,6 +400,18 @@ class MigrationFailed(LocalError):
     """The migrations could not be run."""
 
     code = "migration_failed"
+
+
+def sentence(detail: str, found: Any) -> str:
+    """A problem's detail, and of its `errors` what the detail does not say."""
+    if not isinstance(found, list):
+        return detail
+    wrong = [
+        f"{'.'.join(map(str, one['loc'][1:] or one['loc']))}: {one.get('msg')}"
+        for one in found
+        if isinstance(one, dict) and isinstance(one.get("loc"), list) and str(one.get("msg")) not in detail
+    ]
+    return f"{detail} {'; '.join(wrong)}".rstrip()
 
 
 def catalogue() -> Iterator[type[TaskctlError]]:

@@ -163,20 +163,7 @@ def report(error: TaskctlError, *, as_json: bool, task_id: int | str | None = No
         return
     subject = "" if task_id is None else f"{task_id}: "
     request = f", request {error.request_id}" if error.request_id else ""
-    text = sentence(error.detail, error.members.get("errors"))
-    typer.echo(f"taskctl: {subject}{escaped(f'{text} ({error.code}{request})')}", err=True)
-
-
-def sentence(detail: str, found: Any) -> str:
-    """The detail, and what validation found wrong where the detail does not say it."""
-    if not isinstance(found, list):
-        return detail
-    wrong = [
-        f"{'.'.join(map(str, one['loc'][1:] or one['loc']))}: {one.get('msg')}"
-        for one in found
-        if isinstance(one, dict) and isinstance(one.get("loc"), list) and str(one.get("msg")) not in detail
-    ]
-    return f"{detail} {'; '.join(wrong)}".rstrip()
+    typer.echo(f"taskctl: {subject}{escaped(f'{error.sentence} ({error.code}{request})')}", err=True)
 
 
 def connect(settings: "ClientSettings", *, debug: bool) -> "Client":

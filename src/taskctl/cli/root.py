@@ -51,13 +51,19 @@ def _add_users(app: typer.Typer) -> None:
     app.add_typer(users.app, name="users")
 
 
+def _add_mcp(app: typer.Typer) -> None:
+    from taskctl.cli import mcp
+
+    mcp.register(app)
+
+
 class _Root(TyperGroup):
     """A group whose commands are loaded in order, as far as needed to find the one that is asked for."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self._unloaded = [
-            _add_tasks, _add_login, _add_account, _add_doctor, _add_token, _add_server, _add_users,
+            _add_tasks, _add_login, _add_account, _add_doctor, _add_token, _add_server, _add_users, _add_mcp,
         ]  # fmt: skip
         spare_pydantic(self)
 

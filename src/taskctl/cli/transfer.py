@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
+from taskctl import errors
 from taskctl.cli import output
 from taskctl.cli.output import Form, Json
 from taskctl.contexts import Flags, resolve
@@ -207,13 +208,13 @@ class _Report:
             self._tell(name, line, "imported before, and not the same any more; left as it is")
         else:
             known = by_code(str(problem.get("code")))
-            reason = output.sentence(str(problem.get("detail")), problem.get("errors"))
+            reason = errors.sentence(str(problem.get("detail")), problem.get("errors"))
             self.refuse(name, line, reason, known.exit_code if known else 1)
 
     def explain(self, name: str, line: int, result: Mapping[str, Any]) -> None:
         """Tell why an entry kept the others of its request from being imported."""
         if problem := result.get("problem"):
-            reason = output.sentence(str(problem.get("detail")), problem.get("errors"))
+            reason = errors.sentence(str(problem.get("detail")), problem.get("errors"))
             self.refuse(name, line, reason)
 
     def print_summary(self, how: Form, *, dry_run: bool) -> None:
