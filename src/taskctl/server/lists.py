@@ -240,8 +240,6 @@ def _page(shape: Shape, key: _Key | None, direction: str) -> tuple[list[str], st
     if shape.status is Status.deleted or shape.words or not states:
         return [], read("task", _found(shape))
     if _is_walked(shape):
-        if shape.status is Status.all and not key and not shape.filters:
-            return [], read("task", f"{_OWNER} AND deleted_at IS NULL")
         return [], union(
             [read("task", _every(_where(state), *_filters(shape, bounds=True))) for state in states]
         )
