@@ -166,9 +166,8 @@ def test_layers(module):
         assert inside(found, "taskctl.cli") == []
     if inside([module], "taskctl.server"):
         assert inside(found, *CLIENT) == []
-    if inside(
-        [module], *CLIENT, *(f"taskctl.cli.{name}" for name in ("tasks", "account", "login", "doctor"))
-    ):
+    for_operators = inside([module], *(f"taskctl.cli.{name}" for name in ("server", "backup", "token")))
+    if inside([module], "taskctl.cli", *CLIENT) and not for_operators:
         assert inside(found, *HEAVY) == []
     data = ("queries", "tables", "database", "sessions", "pool", "pipeline", "migrations")
     if inside([module], *(f"taskctl.server.{name}" for name in data)):

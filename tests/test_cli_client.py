@@ -199,7 +199,7 @@ def test_a_closed_pipe_ends_quietly(environ, server):
 
 
 def test_add(run, terminal, server):
-    """`add` sends the title as it is given, `--` included, and says what was added."""
+    """`add` sends the title, what follows `--` included, and says what was added."""
     server.script = [ok({**TASK, "id": 9, "title": "-5"}, 201)] * 2
     assert run("tasks", "add", "-d", "two\nlines", "--idempotency-key", "k", "--", "-5").out.startswith(
         "9\tpending\t-5\t"
@@ -207,7 +207,7 @@ def test_add(run, terminal, server):
     assert server.seen[0].json == {"title": "-5", "description": "two\nlines"}
     assert server.seen[0].headers["idempotency-key"] == "k"
     assert terminal("tasks", "add", " x ").out == "Added 9  -5\n"
-    assert server.seen[1].json["title"] == " x "
+    assert server.seen[1].json == {"title": "x"}
 
 
 def test_add_is_repeated_with_its_key(run, server):
@@ -278,7 +278,16 @@ def test_rm_asks_once_in_a_terminal(terminal, server):
         ["tasks", "done", "1", "2", "--if-version", "1"],
         ["tasks", "edit", "1"],
         ["tasks", "edit", "1", "-d", "x", "--clear-description"],
-        ["tasks", "add", "Buy", "milk"],
+        ["tasks", "add", "Buy", "milk", "due:nonsense"],
+        ["tasks", "add", "x due:fri", "--due", "mon"],
+        ["tasks", "add", "x", "--priority", "urgent"],
+        ["tasks", "add", "+home"],
+        ["tasks", "edit", "1", "New", "title"],
+        ["tasks", "done", "5-3"],
+        ["tasks", "rm", "1-5000"],
+        ["tasks", "list", "--due", "someday"],
+        ["tasks", "list", "--columns", "id,colour"],
+        ["tasks", "list", "--columns", "id", "-q"],
         ["tasks", "list", "--limit", "0"],
         ["tasks", "list", "--limit", "x"],
         ["tasks", "list", "--limit", "5", "--all"],

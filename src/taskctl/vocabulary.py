@@ -75,8 +75,29 @@ class Priority(StrEnum):
     high = "high"
 
 
+class DueWord(StrEnum):
+    """Due dates that a list can be asked for by name."""
+
+    overdue = "overdue"
+    today = "today"
+    week = "week"
+    none = "none"
+    any = "any"
+
+
+class Sort(StrEnum):
+    """What a list is sorted by; tasks alike in it follow each other by id."""
+
+    id = "id"
+    due = "due"
+    priority = "priority"
+    updated = "updated"
+    created = "created"
+    title = "title"  # type: ignore[assignment] # hides a method of texts that nobody needs here
+
+
 class Order(StrEnum):
-    """The order of a list, by id."""
+    """The direction of a list's order."""
 
     asc = "asc"
     desc = "desc"
