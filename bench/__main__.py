@@ -14,17 +14,22 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from bench.contention import contention
+from bench.flame import flame
 from bench.floor import floor
 from bench.growth import growth
-from bench.load import OPERATIONS, SEED, USERS, Cost, load
+from bench.growth import users as many_users
+from bench.load import OPERATIONS, SEED, USERS, Cost, LoadFailed, load
+from bench.plans import plans
 from bench.plot import svg
 from bench.servers import SECRET, SERVERS, install_fastify, resident_mebibytes, serving
 from bench.startup import startup
+from bench.workers import workers
 from taskctl.config import ServerSettings
 from taskctl.server import migrations
 from taskctl.server.embedded import EmbeddedPostgres
@@ -41,6 +46,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="only see that everything works")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the costs")
+    parser.add_argument("--flame", type=Path, metavar="FILE", help="draw where a read's time goes (py-spy)")
     options = parser.parse_args()
     if not shutil.which("wrk"):
         sys.exit("wrk is not installed")
@@ -50,6 +56,8 @@ def main() -> None:
     place.chmod(0o755)  # as root, PostgreSQL runs as another account
     try:
         figures = _measure(options, place)
+    except LoadFailed as failure:
+        sys.exit(str(failure))
     finally:
         shutil.rmtree(place)
     _print(figures)
@@ -78,24 +86,11 @@ def _measure(options: argparse.Namespace, place: Path) -> dict[str, Any]:
         servers = {name: stack.enter_context(serving(name, cluster.url)) for name in names}
         idle = {name: resident_mebibytes(pid) for name, (pid, _) in servers.items()}
         users = [f"user{number}" for number in range(1, USERS + 1)]
-        requests: dict[str, dict[str, dict[str, float]]] = {}
-        for operation, what in OPERATIONS.items():
-            costs: dict[str, list[Cost]] = {name: [] for name in names}
-            for _ in range(options.rounds):
-                for name, server in servers.items():
-                    costs[name].append(
-                        load(
-                            what,
-                            server,
-                            postmaster,
-                            place,
-                            users=users,
-                            seconds=options.seconds,
-                            connections=options.connections,
-                        )
-                    )
-            requests[operation] = {name: _median(each) for name, each in costs.items()}
-            print(f"{operation} is measured", file=sys.stderr)
+        requests = _requests(options, servers, postmaster, place, users)
+        if options.flame and (
+            picture := flame(servers["taskctl"], postmaster, place, users, options.seconds)
+        ):
+            options.flame.write_text(picture)
         sizes = [1000] if options.quick else [1000, 100_000, *([10_000_000] if options.ten_million else [])]
         token = mint(SECRET, "user1", 86400)
         return {
@@ -120,9 +115,57 @@ def _measure(options: argparse.Namespace, place: Path) -> dict[str, Any]:
                 sizes=sizes,
                 rounds=1 if options.quick else 5,
             ),
+            "plans": {
+                name: asdict(plan)
+                for name, plan in plans(cluster.url, f"owner{sizes[-1]}", sizes[-1]).items()
+            },
+            "users": many_users(
+                cluster.url,
+                postmaster,
+                place,
+                sizes=[100] if options.quick else [1000, 10_000, 100_000],
+                rounds=1 if options.quick else 5,
+            ),
+            "workers": workers(
+                cluster.url,
+                postmaster,
+                place,
+                users=users,
+                seconds=options.seconds,
+                rounds=1 if options.quick else 3,
+            ),
             "idle_mebibytes": idle,
             "startup": startup(servers["taskctl"][1], token, 1 if options.quick else 10),
         }
+
+
+def _requests(
+    options: argparse.Namespace,
+    servers: dict[str, tuple[int, int]],
+    postmaster: int,
+    place: Path,
+    users: list[str],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """What each operation costs each server, which are loaded in turn."""
+    requests = {}
+    for operation, what in OPERATIONS.items():
+        costs: dict[str, list[Cost]] = {name: [] for name in servers}
+        for _ in range(options.rounds):
+            for name, server in servers.items():
+                costs[name].append(
+                    load(
+                        what,
+                        server,
+                        postmaster,
+                        place,
+                        users=users,
+                        seconds=options.seconds,
+                        connections=options.connections,
+                    )
+                )
+        requests[operation] = {name: _median(each) for name, each in costs.items()}
+        print(f"{operation} is measured", file=sys.stderr)
+    return requests
 
 
 def _median(costs: list[Cost]) -> dict[str, float]:
@@ -146,8 +189,18 @@ def _print(figures: dict[str, Any]) -> None:
     print("\nCreates, taskctl: requests/s, p50 ms")
     for name, (per_second, p50) in figures["contention"].items():
         print(f"{name:26}{per_second:8.0f}{p50:8.2f}")
+    print("\nWorkers, 32 connections: requests/s, server µs")
+    for name, (per_second, server) in figures["workers"].items():
+        print(f"{name:26}{per_second:8.0f}{server:8.0f}")
+    print(
+        "\nEXPLAIN (ANALYZE, BUFFERS), the largest number of tasks of one user: ms, pages, rows read, scans"
+    )
+    for name, plan in figures["plans"].items():
+        numbers = f"{plan['milliseconds']:8.2f}{plan['pages']:8}{plan['rows_read']:8.0f}"
+        print(f"{name:26}{numbers}  {plan['nodes']}")
     for title, values in (
         ("A page of 50, µs of the CPU of server and PostgreSQL, against the first", figures["growth"]),
+        ("A user's page of 5, by users, the same", figures["users"]),
         ("Memory of an idle process, MiB, against taskctl", figures["idle_mebibytes"]),
         ("Commands, ms of CPU, against the first", figures["startup"]),
     ):

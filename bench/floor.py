@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from bench.load import USERS
-from bench.servers import STATEMENTS, cpu_seconds
+from bench.servers import PARAMETERS, STATEMENTS, cpu_seconds
+from taskctl.models import Task
 from taskctl.server.embedded import EmbeddedPostgres
 
 _VALUES = {
@@ -14,11 +15,15 @@ _VALUES = {
     "limit": "50",
     "title": "'Buy milk'",
     "completed": ":done",
-    "set_description": "false",
 }
-"""What stands for each parameter; null for the others."""
+"""What stands for each parameter, where that is not what the servers' references have."""
 
-_FIELDS = "id, user_id, title, description, completed, completed_at, version, created_at, updated_at"
+_FIELDS = ", ".join(Task.model_fields)
+
+_LOGGED = """logged AS (
+            INSERT INTO change (user_id, number, type, task_id, at, task)
+            SELECT user_id, number, '{}', id, updated_at, row_to_json(made) FROM made
+        ) SELECT row_to_json(made) FROM made"""
 
 _MINIMAL = {
     "read": f"""
@@ -31,18 +36,23 @@ _MINIMAL = {
         ) AS t""",
     "create": f"""
         WITH next AS (
-            UPDATE account SET last_task_id = last_task_id + 1 WHERE user_id = 'user' || :u
-            RETURNING last_task_id
+            UPDATE account SET last_task_id = last_task_id + 1, last_change = last_change + 1
+            WHERE user_id = 'user' || :u RETURNING last_task_id, last_change
         ), made AS (
             INSERT INTO task (user_id, id, title, completed, version)
-            SELECT 'user' || :u, last_task_id, 'Buy milk', false, 1 FROM next RETURNING {_FIELDS}
-        ) SELECT row_to_json(made) FROM made""",
+            SELECT 'user' || :u, last_task_id, 'Buy milk', false, 1 FROM next
+            RETURNING {_FIELDS}, (SELECT last_change FROM next) AS number
+        ), {_LOGGED.format("created")}""",
     "complete": f"""
-        WITH made AS (
+        WITH next AS (
+            UPDATE account SET last_change = last_change + 1 WHERE user_id = 'user' || :u
+            RETURNING last_change AS number
+        ), made AS (
             UPDATE task SET completed = :done, completed_at = CASE WHEN :done THEN now() END,
                             version = version + 1, updated_at = now()
-            WHERE user_id = 'user' || :u AND id = 17 AND completed <> :done RETURNING {_FIELDS}
-        ) SELECT row_to_json(made) FROM made""",
+            FROM next WHERE user_id = 'user' || :u AND id = 17 AND completed <> :done
+            RETURNING {_FIELDS}, number
+        ), {_LOGGED.format("completed")}""",
 }
 """The shortest that gives the same tasks as JSON: times as PostgreSQL writes them, no keys, no next page, no
 word on why nothing was changed."""
@@ -54,7 +64,8 @@ def floor(
     """PostgreSQL's CPU microseconds for each statement, as it is and at its least."""
     found = {}
     for name, statement in STATEMENTS.items():
-        ours = re.sub(r"%\((\w+)\)s", lambda match: _VALUES.get(match[1], "NULL"), statement.sql)
+        values = {each: _literal(value) for each, value in PARAMETERS[name].items()} | _VALUES
+        ours = re.sub(r"%\((\w+)\)s", lambda match: values[match[1]], statement.sql)  # noqa: B023 - used now
         # pgbench sees variables in literals, too.
         ours = ours.replace(":MI:SS", ":' || 'MI:' || 'SS")
         found[name] = {
@@ -62,6 +73,10 @@ def floor(
             for label, sql in (("ours", ours), ("minimal", _MINIMAL[name]))
         }
     return found
+
+
+def _literal(value: str | float | None) -> str:
+    return "NULL" if value is None else f"'{value}'"
 
 
 def _run(cluster: EmbeddedPostgres, postmaster: int, place: Path, sql: str, seconds: int) -> float:

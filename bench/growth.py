@@ -1,14 +1,21 @@
-"""Whether a page costs more as a user's tasks grow to many, and deep in the list."""
+"""Whether a page costs more as a user's tasks grow to many, deep in the list, and as users grow to many."""
 
 import base64
 import statistics
+from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 
 from bench.load import load
+from bench.servers import serving
+from taskctl.config import ServerSettings
+from taskctl.server import migrations
 
 _PAGE = 50
+_TASKS, _ASKING = 5, 200
+"""Tasks of each of many users, and how many of these users ask."""
 
 
 def growth(
@@ -39,3 +46,44 @@ def growth(
             )
             costs[label].append(cost.server + cost.postgres)
     return {label: statistics.median(each) for label, each in costs.items()}
+
+
+def users(
+    database_url: str, postmaster: int, place: Path, *, sizes: list[int], rounds: int
+) -> dict[str, float]:
+    """CPU microseconds of server and PostgreSQL for a user's page, by how many users there are."""
+    with ExitStack() as stack:
+        servers = {}
+        for size in sizes:
+            url = urlsplit(database_url)._replace(path=f"/users{size}").geturl()
+            with psycopg.connect(database_url, autocommit=True) as connection:
+                connection.execute(f"CREATE DATABASE users{size}")
+            migrations.upgrade(ServerSettings.load({"DATABASE_URL": url}, env_file=None))
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute(
+                    "INSERT INTO account (user_id, last_task_id)"
+                    " SELECT 'user' || u, %s FROM generate_series(1, %s) u",
+                    [_TASKS, size],
+                )
+                connection.execute(
+                    "INSERT INTO task (user_id, id, title, completed, version)"
+                    " SELECT 'user' || u, t, 'Task number ' || t, false, 1"
+                    " FROM generate_series(1, %s) u, generate_series(1, %s) t",
+                    [size, _TASKS],
+                )
+                connection.execute("VACUUM ANALYZE")
+            servers[size] = stack.enter_context(serving("taskctl", url))
+        costs: dict[int, list[float]] = {size: [] for size in sizes}
+        for _ in range(rounds):
+            for size, server in servers.items():
+                cost = load(
+                    ("GET", f"/tasks?limit={_PAGE}", ("nil",)),
+                    server,
+                    postmaster,
+                    place,
+                    users=[f"user{number}" for number in range(1, size + 1, max(size // _ASKING, 1))],
+                    seconds=1,
+                    connections=16,
+                )
+                costs[size].append(cost.server + cost.postgres)
+    return {f"{size} users": statistics.median(each) for size, each in costs.items()}

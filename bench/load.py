@@ -1,7 +1,6 @@
 """Load on one server: what is asked, by how many at once, and what it cost."""
 
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +53,10 @@ class Cost:
     postgres: float
 
 
+class LoadFailed(Exception):
+    """An answer was not 2xx, or there was none: what was measured is no figure."""
+
+
 def load(
     operation: tuple[str, str, tuple[str, ...]],
     server: tuple[int, int],
@@ -64,7 +67,7 @@ def load(
     seconds: int,
     connections: int,
 ) -> Cost:
-    """Load one server; a single answer other than 2xx ends the benchmark."""
+    """Load one server; raises LoadFailed where a single answer was other than 2xx."""
     method, path, bodies = operation
     pid, port = server
     script = place / "load.lua"
@@ -77,7 +80,7 @@ def load(
     used = cpu_seconds(pid) - before[0], cpu_seconds(postgres) - before[1]
     result = next((line.split() for line in done.stdout.splitlines() if line.startswith("RESULT")), None)
     if result is None or result[5] != "0" or result[1] == "0":
-        sys.exit(f"{method} {path} had errors:\n{done.stdout}{done.stderr}")
+        raise LoadFailed(f"{method} {path} had errors:\n{done.stdout}{done.stderr}")
     requests, microseconds, p50, p99 = (float(each) for each in result[1:5])
     return Cost(
         per_second=requests / microseconds * 1e6,

@@ -17,8 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from taskctl.server import queries
-from taskctl.vocabulary import Order, Status
+from bench.servers import PARAMETERS, STATEMENTS
 
 _TASK = "/api/v1/{user_id}/tasks/{task_id:int}"
 
@@ -50,45 +49,30 @@ def create_app() -> Starlette:
         async with pool:
             yield
 
-    async def fetch(statement: queries.Statement, **parameters: Any) -> Any:
+    async def fetch(operation: str, **given: Any) -> Any:
+        sql, parameters = STATEMENTS[operation].sql, PARAMETERS[operation] | given
         async with pool.connection() as connection:
-            return await (await connection.execute(statement.sql, parameters)).fetchone()
+            return await (await connection.execute(sql, parameters)).fetchone()
 
     async def read(request: Request) -> Response:
         path = request.path_params
-        row = await fetch(queries.READ_TASK, user_id=path["user_id"], id=Int8(path["task_id"]))
+        row = await fetch("read", user_id=path["user_id"], id=Int8(path["task_id"]))
         return Response(row[2], media_type="application/json")
 
     async def page(request: Request) -> Response:
-        statement = queries.LIST_TASKS[Status.all, Order.asc]
-        row = await fetch(statement, user_id=request.path_params["user_id"], limit=50, cursor=None)
+        limit = int(request.query_params["limit"])
+        row = await fetch("list 50", user_id=request.path_params["user_id"], limit=limit)
         return Response(b'{"items":[%b],"next_cursor":null}' % row[0], media_type="application/json")
 
     async def create(request: Request) -> Response:
         body = await request.json()
-        row = await fetch(
-            queries.CREATE_TASK,
-            user_id=request.path_params["user_id"],
-            title=body["title"],
-            description=None,
-            completed=False,
-            key=None,
-            digest=None,
-        )
+        row = await fetch("create", user_id=request.path_params["user_id"], title=body["title"])
         return Response(row[4], 201, media_type="application/json")
 
     async def complete(request: Request) -> Response:
-        path = request.path_params
-        row = await fetch(
-            queries.CHANGE_TASK,
-            user_id=path["user_id"],
-            id=Int8(path["task_id"]),
-            versions=None,
-            title=None,
-            set_description=False,
-            description=None,
-            completed=True,
-        )
+        path, body = request.path_params, await request.json()
+        given = {"user_id": path["user_id"], "id": Int8(path["task_id"]), "completed": body["completed"]}
+        row = await fetch("complete", **given)
         return Response(row[2], media_type="application/json")
 
     return Starlette(

@@ -22,9 +22,17 @@ STATEMENTS = {
     "read": queries.READ_TASK,
     "list 50": queries.LIST_TASKS[Status.all, Order.asc],
     "create": queries.CREATE_TASK,
-    "complete": queries.CHANGE_TASK,
+    "complete": queries.COMPLETE_TASK,
 }
 """What each operation asks of PostgreSQL, in every server but the one with SQLModel."""
+
+_NOT_NULL = {"completed": False, "due_all_day": False, "follows": 0, "priority": 0, "tags": ""}
+
+PARAMETERS = {
+    name: {each: _NOT_NULL.get(each) for each in numbered(statement.sql)[1]}
+    for name, statement in STATEMENTS.items()
+}
+"""What each statement is bound to where an operation says nothing else."""
 
 _FASTIFY = Path(__file__).parent / "fastify"
 _TASKCTL = (sys.executable, "-m", "taskctl", "serve", "--port")
@@ -41,6 +49,12 @@ SERVERS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "SQLModel": ((*_UVICORN[:3], "bench.sqlmodel_reference:create_app", *_UVICORN[3:]), {}),
 }
 """Command, to which the port is added, and environment. `quiet` has no limiter, metrics and log."""
+
+WORKERS = {
+    f"{number} worker{'s' * (number > 1)}": (_TASKCTL, {**_ALL_ON, "TASKCTL_WORKERS": str(number)})
+    for number in (1, 2)
+}
+"""The same for one process and for several."""
 
 
 def install_fastify(place: Path) -> bool:
@@ -63,12 +77,14 @@ def serving(name: str, database_url: str) -> Iterator[tuple[int, int]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command, variables = SERVERS[name]
-    texts = {name: numbered(statement.sql) for name, statement in STATEMENTS.items()}
+    command, variables = (SERVERS | WORKERS)[name]
+    texts = {name: numbered(statement.sql)[0].decode() for name, statement in STATEMENTS.items()}
     environ: Mapping[str, str] = {
         **os.environ,
         "DATABASE_URL": database_url,
-        "BENCH_STATEMENTS": json.dumps({n: {"text": t.decode(), "names": p} for n, (t, p) in texts.items()}),
+        "BENCH_STATEMENTS": json.dumps(
+            {n: {"text": t, "parameters": PARAMETERS[n]} for n, t in texts.items()}
+        ),
         "BETTER_AUTH_SECRET": SECRET,
         "TASKCTL_ENV": "test",
         "TASKCTL_LOG_FORMAT": "json",

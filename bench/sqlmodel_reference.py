@@ -15,8 +15,15 @@ from taskctl.models import Task
 from taskctl.server.tables import AccountRow, TaskRow
 
 
+class _Task(Task):
+    """As the wire has it, but for two fields that the table keeps in another form."""
+
+    priority: int
+    extra: str | None
+
+
 class _Page(BaseModel):
-    items: list[Task]
+    items: list[_Task]
     next_cursor: int | None
 
 
@@ -46,7 +53,7 @@ def create_app() -> FastAPI:
     def live() -> None:
         return None
 
-    @app.get("/api/v1/{user_id}/tasks/{task_id}", response_model=Task)
+    @app.get("/api/v1/{user_id}/tasks/{task_id}", response_model=_Task)
     def read(user_id: str, task_id: int, session: database) -> TaskRow | None:
         return session.get(TaskRow, (user_id, task_id))
 
@@ -56,7 +63,7 @@ def create_app() -> FastAPI:
         rows = session.exec(query.order_by(col(TaskRow.id)).limit(limit + 1)).all()
         return {"items": rows[:limit], "next_cursor": rows[limit].id if len(rows) > limit else None}
 
-    @app.post("/api/v1/{user_id}/tasks", response_model=Task, status_code=201)
+    @app.post("/api/v1/{user_id}/tasks", response_model=_Task, status_code=201)
     def create(user_id: str, content: _Content, session: database) -> TaskRow:
         account = session.get_one(AccountRow, user_id, with_for_update=True)
         account.last_task_id += 1
@@ -66,7 +73,7 @@ def create_app() -> FastAPI:
         session.refresh(task)
         return task
 
-    @app.patch("/api/v1/{user_id}/tasks/{task_id}/complete", response_model=Task)
+    @app.patch("/api/v1/{user_id}/tasks/{task_id}/complete", response_model=_Task)
     def complete(user_id: str, task_id: int, body: _Completion, session: database) -> TaskRow:
         task = session.get_one(TaskRow, (user_id, task_id), with_for_update=True)
         if task.completed != body.completed:

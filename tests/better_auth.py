@@ -9,9 +9,8 @@ import shutil
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+
+from waiting import until
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "better-auth"
 NODE_MIN = 20
@@ -137,13 +138,16 @@ def start(place: Path, folder: Path, **variables: str) -> BetterAuth:
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    deadline = time.monotonic() + 60
-    while not (ready := re.search(r"^Ready at (\S+)", log.read_text(), re.MULTILINE)):
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            process.wait()
-            raise AssertionError(f"Better Auth was not ready: {log.read_text()}")
-        time.sleep(0.01)
+
+    def said() -> re.Match[str] | None:
+        return re.search(r"^Ready at (\S+)", log.read_text(), re.MULTILINE)
+
+    with suppress(AssertionError):
+        until(lambda: said() or process.poll() is not None, seconds=60)
+    if (ready := said()) is None:
+        process.kill()
+        process.wait()
+        raise AssertionError(f"Better Auth was not ready: {log.read_text()}")
     path = urlsplit(variables.get("BETTER_AUTH_URL", "")).path
     return BetterAuth(ready[1], path or "/api/auth", process, log)
 

@@ -1,6 +1,7 @@
 """Real parts for every test: a PostgreSQL of our own, the application, and a server behind a socket."""
 
 import contextlib
+import functools
 import itertools
 import os
 import pty
@@ -8,11 +9,10 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
-import sys
 import tempfile
 import threading
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,11 +25,13 @@ import pytest
 from fastapi import FastAPI
 
 import better_auth as issuers
+import warm
 from taskctl.config import ServerSettings
 from taskctl.server import migrations
 from taskctl.server.app import create_app
 from taskctl.server.embedded import EmbeddedPostgres
 from taskctl.tokens import mint
+from waiting import until
 
 SECRET = "a secret for tests that is long enough to sign"
 
@@ -68,6 +70,21 @@ DEFAULTS: dict[str, str] = {}
 def pytest_configure() -> None:
     """End as after Ctrl-C when a CI system ends the run, so that no PostgreSQL is left behind."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _keep_certificates()
+
+
+def _keep_certificates() -> None:
+    """Load everybody's certificates once, and not for each of thousands of clients: it takes 20 ms of CPU."""
+    make = ssl.create_default_context
+    kept = functools.cache(lambda cafile: make(cafile=cafile))
+    ssl.create_default_context = lambda *args, **options: (
+        kept(**options) if not args and options.keys() == {"cafile"} else make(*args, **options)
+    )
+
+
+def pytest_unconfigure() -> None:
+    """End what processes are forked off."""
+    warm.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -216,25 +233,21 @@ def bare_environ(home: Path, **variables: str) -> dict[str, str]:
 
 def taskctl(*arguments: str, environ: Mapping[str, str], given: str = "", cwd: Path | None = None) -> Done:
     """Run `taskctl` to its end, with pipes and in this environment only."""
-    done = subprocess.run(
-        [sys.executable, "-m", "taskctl", *arguments],
-        input=given.encode(),
-        capture_output=True,
-        env=environ,
-        cwd=cwd or environ["HOME"],
-        timeout=60,
-        check=False,
-    )
-    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with warm.Process(arguments, env=environ, cwd=cwd or environ["HOME"], **pipes) as process:
+        try:
+            out, err = process.communicate(given.encode(), timeout=60)
+        finally:
+            process.kill()
+    return Done(process.returncode, out.decode(), err.decode())
 
 
 def taskctl_in_terminal(*arguments: str, environ: Mapping[str, str], typed: str = "") -> Done:
     """Run `taskctl` in a terminal of 60 columns; what it writes there is `out`."""
     master, slave = pty.openpty()
-    command = [sys.executable, "-m", "taskctl", *arguments]
     variables = {"TERM": "xterm-256color", "COLUMNS": "60", **environ}
-    with subprocess.Popen(
-        command, stdin=slave, stdout=slave, stderr=slave, env=variables, cwd=environ["HOME"]
+    with warm.Process(
+        arguments, stdin=slave, stdout=slave, stderr=slave, env=variables, cwd=environ["HOME"]
     ) as process:
         os.close(slave)
         os.write(master, typed.encode())
@@ -251,15 +264,6 @@ def taskctl_in_terminal(*arguments: str, environ: Mapping[str, str], typed: str 
     return Done(process.returncode, written.decode().replace("\r\n", "\n"), "")
 
 
-def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
-    """Ask again and again until the answer is true, and return it; fail when it takes too long."""
-    deadline = time.monotonic() + seconds
-    while not (answer := condition()):
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.01)
-    return answer
-
-
 def free_port() -> int:
     """A port that nothing listens on, for a server whose address must be known before it is ready."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -270,8 +274,8 @@ def launch_server(folder: Path, *arguments: str, **variables: str) -> Server:
     """Start `taskctl serve` with these variables only, and do not wait for it; `stop` must follow."""
     log, out = folder / "log", folder / "out"
     with log.open("wb") as stderr, out.open("wb") as stdout:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "taskctl", "serve", *arguments],
+        process = warm.Process(
+            ["serve", *arguments],
             env=bare_environ(folder, TASKCTL_PORT="0") | DEFAULTS | variables,
             cwd=folder,
             stdin=subprocess.DEVNULL,
@@ -288,12 +292,11 @@ def wait_until_ready(server: Server, seconds: float = 60) -> Server:
         ready = re.search(r"^Ready at (\S+)", server.out.read_text(), re.MULTILINE)
         return ready or re.search(r'"event": "ready", "url": "([^"]+)"', server.log.read_text())
 
-    deadline = time.monotonic() + seconds
-    while (found := said()) is None:
-        if server.process.poll() is not None or time.monotonic() > deadline:
-            code = stop(server)
-            raise AssertionError(f"serve was not ready and ended with {code}: {server.log.read_text()}")
-        time.sleep(0.01)
+    with contextlib.suppress(AssertionError):
+        until(lambda: said() or server.process.poll() is not None, seconds)
+    if (found := said()) is None:
+        code = stop(server)
+        raise AssertionError(f"serve was not ready and ended with {code}: {server.log.read_text()}")
     server.url = found[1]
     return server
 

@@ -46,15 +46,21 @@ class Balancer:
         raise AssertionError("nobody listens")
 
 
+PAUSE = 0.02
+"""Seconds between two requests of a client in a restart that takes seconds: idle connections are then part of
+the load, and the servers that start get the processors.
+"""
+
+
 @contextlib.contextmanager
-def load(balancer, threads=3):
+def load(balancer, threads=3, pause=0.0):
     """Creates in parallel for as long as the block runs; yields the list of (title, outcome)."""
     outcomes = []
     over = threading.Event()
 
     def write(thread):
         number = 0
-        while not over.is_set():
+        while not over.wait(pause):
             number += 1
             title = f"{thread}-{number}"
             try:
@@ -83,10 +89,11 @@ def titles(database_url, user):
 class Journal:
     """Writers that create a task and complete it, over and over, on kept-alive connections.
 
-    A request is sent once. What was acknowledged and what was not is written down.
+    A request is sent once, after a pause of so many seconds. What was acknowledged, and what was not, is
+    written down.
     """
 
-    def __init__(self, url, user):
+    def __init__(self, url, user, pause=0.0):
         self.created = {}
         """The titles of acknowledged creates, by id."""
         self.completed = set()
@@ -95,6 +102,7 @@ class Journal:
         """What else came back: a status with its code, or what broke the connection."""
         self._address = urlsplit(url).netloc
         self._user = user
+        self._pause = pause
         self._over = threading.Event()
 
     def more(self, count=40):
@@ -119,6 +127,7 @@ class Journal:
 
     def _send(self, client, method, path, body):
         """The answer's content, or None where it is no success."""
+        self._over.wait(self._pause)
         try:
             client.request(
                 method, path, json.dumps(body), {**self._user.headers, "Content-Type": "application/json"}
@@ -153,9 +162,9 @@ class Journal:
 
 
 @contextlib.contextmanager
-def journal(url, user, writers=4):
+def journal(url, user, writers=4, pause=0.0):
     """Writers for as long as the block runs; yields their journal."""
-    kept = Journal(url, user)
+    kept = Journal(url, user, pause)
     with ThreadPoolExecutor(writers) as pool:
         running = [pool.submit(kept.write, writer) for writer in range(writers)]
         try:

@@ -28,13 +28,63 @@ __import__(sys.argv[1])
 print(json.dumps(sorted(set(sys.modules) - before)))
 """
 
+ALONE = """
+import contextlib, importlib, json, os, sys, traceback
+
+def forked(work):
+    reading, writing = os.pipe()
+    if not (pid := os.fork()):
+        try:
+            said = work()
+        except BaseException:
+            said = traceback.format_exc()
+        with os.fdopen(writing, "w") as pipe:
+            json.dump(said, pipe)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = json.load(pipe)
+    os.waitpid(pid, 0)
+    return said
+
+def everything():
+    for name in sys.argv[1:]:
+        with contextlib.suppress(Exception):  # which is told of the module, below
+            importlib.import_module(name)
+    return [name for name in sys.modules if name.partition(".")[0] not in {"taskctl", "__main__"}]
+
+def alone(name):
+    assert not any(each.partition(".")[0] == "taskctl" for each in sys.modules)
+    importlib.import_module(name)
+    return "" if name in sys.modules else "it is not there"
+
+for name in forked(everything):
+    with contextlib.suppress(ModuleNotFoundError):  # made by an extension, and not on its own
+        importlib.import_module(name)
+print(json.dumps({name: forked(lambda: alone(name)) for name in sys.argv[1:]}))
+"""
+
 PYDANTIC = {"pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection"}
 DOTENV = {"dotenv", "platformdirs"}
 CRYPTOGRAPHY = {"cryptography", "cffi", "_cffi_backend", "_openssl"}
 PYJWT = {"jwt", *CRYPTOGRAPHY}
 CLIENT = {
     f"taskctl.{name}"
-    for name in ("addresses", "answers", "better_auth", "claims", "client", "contexts", "transport", "vault")
+    for name in (
+        "addresses",
+        "answers",
+        "better_auth",
+        "claims",
+        "client",
+        "contexts",
+        "desk",
+        "journal",
+        "operations",
+        "outbox",
+        "private_file",
+        "transport",
+        "vault",
+    )
 }
 ORM = {"sqlalchemy", "sqlmodel", "alembic"}
 HTTP = {"fastapi", "starlette", "uvicorn"}
@@ -93,19 +143,32 @@ def inside(modules, *names):
         ("taskctl.tokens", PYJWT, {"errors", "jwks", "jws", "strict_json", "vocabulary"}),
         ("taskctl.addresses", set(), {"errors", "vocabulary"}),
         ("taskctl.claims", set(), set()),
-        ("taskctl.contexts", set(), {"addresses", "errors", "vocabulary"}),
+        ("taskctl.private_file", set(), {"errors"}),
+        ("taskctl.contexts", set(), {"addresses", "errors", "private_file", "vocabulary"}),
         ("taskctl.vault", set(), {"errors"}),
         ("taskctl.answers", set(), {"errors"}),
-        ("taskctl.transport", set(), {"addresses", "answers", "contexts", "errors", "vocabulary"}),
+        (
+            "taskctl.transport",
+            set(),
+            {"addresses", "answers", "contexts", "errors", "private_file", "vocabulary"},
+        ),
         (
             "taskctl.client",
             set(),
-            {"addresses", "answers", "contexts", "errors", "transport", "vocabulary"},
+            {"addresses", "answers", "contexts", "errors", "private_file", "transport", "vocabulary"},
         ),
         (
             "taskctl.better_auth",
             set(),
-            {"addresses", "answers", "contexts", "errors", "transport", "vocabulary"},
+            {"addresses", "answers", "contexts", "errors", "private_file", "transport", "vocabulary"},
+        ),
+        ("taskctl.operations", set(), set()),
+        ("taskctl.outbox", set(), {"errors", "operations", "private_file"}),
+        ("taskctl.journal", set(), {"errors", "operations", "private_file"}),
+        (
+            "taskctl.desk",
+            set(),
+            {"addresses", "claims", "contexts", "errors", "operations", "private_file", "vocabulary"},
         ),
         ("taskctl.server.queries", set(), {"server", "vocabulary"}),
         ("taskctl.server.recurrence", {"dateutil"}, {"server", "recurrence", "vocabulary"}),
@@ -141,11 +204,20 @@ def test_module_never_imports(module, forbidden):
     assert inside(imported(module), *forbidden) == []
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_module_can_be_imported_alone(module):
+@pytest.fixture(scope="module")
+def failures():
+    """What goes wrong, if anything, where one of our modules is imported before all others of ours."""
+    modules = [name for name in MODULES if name != "taskctl.__main__"]
+    command = [sys.executable, "-W", "error", "-c", ALONE, *modules]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "taskctl.__main__"])
+def test_module_can_be_imported_alone(failures, module):
     """Every module imports by itself, without a warning and without a cycle."""
-    if module != "taskctl.__main__":
-        assert module in imported(module)
+    assert failures[module] == ""
 
 
 def imports(tree):
@@ -166,7 +238,9 @@ def test_layers(module):
         assert inside(found, "taskctl.cli") == []
     if inside([module], "taskctl.server"):
         assert inside(found, *CLIENT) == []
-    for_operators = inside([module], *(f"taskctl.cli.{name}" for name in ("server", "backup", "token")))
+    for_operators = inside(
+        [module], *(f"taskctl.cli.{name}" for name in ("server", "backup", "token", "users"))
+    )
     if inside([module], "taskctl.cli", *CLIENT) and not for_operators:
         assert inside(found, *HEAVY) == []
     data = ("queries", "tables", "database", "sessions", "pool", "pipeline", "migrations")
@@ -177,7 +251,18 @@ def test_layers(module):
 SQL = re.compile(
     r"\b(SELECT\s|INSERT\s+INTO\b|UPDATE\s+\w+\s+SET\b|DELETE\s+FROM\b|CREATE\s+TABLE\b|SET\s+\w+\s*=)"
 )
-DATA = ["queries", "tables", "database", "sessions", "migrations", "embedded", "backup", "distribution"]
+DATA = [
+    "queries",
+    "tables",
+    "database",
+    "sessions",
+    "migrations",
+    "embedded",
+    "backup",
+    "distribution",
+    "purge",
+    "users",
+]
 MAY_HOLD_SQL = {f"taskctl.server.{name}" for name in DATA}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+import warm
 from conftest import (
     HEAD,
     bare_environ,
@@ -279,13 +280,13 @@ def test_a_full_disk_behind_a_pipe(filled):
 def test_an_interrupted_backup(filled, tmp_path, number, code):
     """It leaves the old file, nothing beside it, and no pg_dump."""
     (tmp_path / "x.dump").write_text("yesterday's")
-    command = [sys.executable, "-m", "taskctl", "db", "backup", "x.dump"]
+    words = ["db", "backup", "x.dump"]
     with (
         psycopg.connect(filled["DATABASE_URL"]) as holder,
         psycopg.connect(filled["DATABASE_URL"], autocommit=True) as watcher,
     ):
         holder.execute("LOCK TABLE task")
-        with subprocess.Popen(command, env=filled, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+        with warm.Process(words, env=filled, cwd=tmp_path, stderr=subprocess.PIPE) as process:
             waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND {}"
             until(lambda: watcher.execute(waiting.format("wait_event_type = 'Lock'")).fetchone()[0])
             process.send_signal(number)
@@ -308,18 +309,18 @@ def test_a_database_that_is_away_is_8(tmp_path, archive):
 
 def test_the_password_is_on_no_command_line(filled, tmp_path):
     """While pg_dump runs, the system's list of processes does not have it."""
-    command = [sys.executable, "-m", "taskctl", "db", "backup", "x.dump"]
+    words = ["db", "backup", "x.dump"]
     with (
         psycopg.connect(filled["DATABASE_URL"]) as holder,
         psycopg.connect(filled["DATABASE_URL"], autocommit=True) as watcher,
     ):
         holder.execute("LOCK TABLE task")
-        with subprocess.Popen(command, env=filled, cwd=tmp_path) as process:
+        with warm.Process(words, env=filled, cwd=tmp_path) as process:
             waiting = "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
             waiting += "WHERE NOT l.granted AND d.datname = current_database()"
             until(lambda: watcher.execute(waiting).fetchone()[0])
-            words = ["ps", "-eww", "-o", "args"]
-            listed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+            ps = ["ps", "-eww", "-o", "args"]
+            listed = subprocess.run(ps, capture_output=True, text=True, check=True).stdout
             holder.rollback()
             assert process.wait(30) == 0
     assert "pg_dump" in listed

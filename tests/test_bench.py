@@ -26,4 +26,6 @@ def test_quick_benchmark(tmp_path):
     for servers in found["requests"].values():
         assert servers.keys() == {"taskctl", "Starlette", "SQLModel"}
         assert all(cost > 0 for server in servers.values() for cost in server.values())
+    for name in ("contention", "growth", "users", "workers", "plans", "idle_mebibytes", "startup"):
+        assert found[name], name
     assert ET.fromstring(picture.read_text()).tag.endswith("svg")  # noqa: S314 - our own

@@ -218,17 +218,19 @@ def test_add_is_repeated_with_its_key(run, server):
 
 
 def test_edit(run, server):
-    """`edit` sends only what is given; `--clear-description` sends null."""
-    server.script = [ok(TASK)] * 2
+    """`edit` reads the task, for `undo`, and sends only what is given; `--clear-description` sends null."""
+    server.script = [ok(TASK)] * 4
     assert run("tasks", "edit", "7", "--title", "T", "--if-version", "3").code == 0
     assert run("tasks", "edit", "7", "--clear-description").code == 0
-    assert [seen.json for seen in server.seen] == [{"title": "T"}, {"description": None}]
-    assert [seen.headers.get("if-match") for seen in server.seen] == ['"3"', None]
+    assert [seen.line.split()[0] for seen in server.seen] == ["GET", "PATCH"] * 2
+    assert [seen.json for seen in server.seen[1::2]] == [{"title": "T"}, {"description": None}]
+    assert [seen.headers.get("if-match") for seen in server.seen[1::2]] == ['"3"', None]
 
 
 def test_several_ids_are_each_tried(run, server):
     """Failures go to stderr, one line each; the first decides the exit code; successes are printed."""
-    server.script = [ok(TASK), problem(404, "task_not_found"), problem(412, "version_conflict"), ok(TASK)]
+    missing, conflict = problem(404, "task_not_found"), problem(412, "version_conflict")
+    server.script = [ok(TASK), ok(TASK), missing, ok(TASK), conflict, ok(TASK), ok(TASK)]
     done = run("tasks", "complete", "7", "8", "9", "7", "--json")
     assert (done.code, len(json.loads(done.out))) == (5, 2)
     errors = [json.loads(line) for line in done.err.splitlines()]
@@ -236,7 +238,7 @@ def test_several_ids_are_each_tried(run, server):
         (8, "task_not_found"),
         (9, "version_conflict"),
     ]
-    server.script = [problem(412, "version_conflict"), problem(404, "task_not_found")]
+    server.script = [ok(TASK), conflict, missing]
     done = run("tasks", "reopen", "7", "8")
     assert (done.code, done.out) == (6, "")
     assert done.err.splitlines()[0] == (

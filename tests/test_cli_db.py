@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -12,6 +11,7 @@ import psycopg
 import pytest
 
 import taskctl as package
+import warm
 from conftest import (
     HEAD,
     NEXT,
@@ -92,8 +92,8 @@ def test_waiting_for_postgresql(home):
     embedded = embedded_in(home)
     environ = bare_environ(home, TASKCTL_ENV="prod", DATABASE_URL=embedded.url)
     assert taskctl("db", "upgrade", environ=environ).code == 8
-    command = [sys.executable, "-m", "taskctl", "db", "check", "--wait", "60"]
-    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, cwd=home) as waiting, embedded:
+    words = ["db", "check", "--wait", "60"]
+    with warm.Process(words, env=environ, stdout=subprocess.PIPE, cwd=home) as waiting, embedded:
         assert run("db", "upgrade", "--wait", "30", environ=environ)[0] == 0
         out, _ = waiting.communicate(timeout=60)
     assert (waiting.returncode in {0, 1}, b"The database " in out) == (True, True)
@@ -210,9 +210,8 @@ def test_downgrade_asks_in_a_terminal_only(environ):
 
 def test_upgrades_at_once(environ):
     """Of several that start at the same moment one runs each revision, and all succeed."""
-    command = [sys.executable, "-m", "taskctl", "db", "upgrade"]
     processes = [
-        subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True, cwd=environ["HOME"])
+        warm.Process(["db", "upgrade"], env=environ, stdout=subprocess.PIPE, text=True, cwd=environ["HOME"])
         for _ in range(3)
     ]
     outputs = [process.communicate(timeout=60)[0] for process in processes]

@@ -14,6 +14,7 @@ import httpx
 import jwt
 import pytest
 
+import warm
 from conftest import SECRET, bare_environ, make_user, taskctl, taskctl_in_terminal
 from taskctl.signing_keys import key_set, make_key
 from taskctl.tokens import mint
@@ -153,10 +154,8 @@ def test_wrong_usage_is_2(environ, words):
 
 def test_input_without_end_is_not_read_to_it(environ):
     """A stream that goes on and on is refused as too long for a token, while it goes on."""
-    command = [sys.executable, "-m", "taskctl", "token", "verify"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environ, cwd=environ["HOME"]
-    ) as verifying:
+    pipes = dict.fromkeys(("stdin", "stderr"), subprocess.PIPE)
+    with warm.Process(["token", "verify"], env=environ, cwd=environ["HOME"], **pipes) as verifying:
         verifying.stdin.write(b"a" * (1 << 16))
         verifying.stdin.flush()
         try:

@@ -1,6 +1,10 @@
 """Where a server listens, whom it takes its clients for, and how long it waits for them."""
 
+import asyncio
 import contextlib
+import gc
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -9,8 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from conftest import Server, bare_environ, stop, taskctl, until, wait_until_ready
+from conftest import Server, bare_environ, make_settings, stop, taskctl, until, wait_until_ready
 from load import TASKS, variables
+from taskctl.server import listening, process
 
 
 @contextlib.contextmanager
@@ -206,3 +211,40 @@ def test_clients_that_read_nothing_are_closed(impatient, user):
         head = f"GET {TASKS} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {user.token}\r\n\r\n"
         client.sendall(head.encode())
         until(lambda: pair not in Path("/proc/net/tcp").read_text())
+
+
+async def test_requests_leave_nothing_to_collect(database_url, user):
+    """What belongs to a request is gone when it is answered: nothing waits for the garbage collector."""
+    listener, ready = listening.listen("127.0.0.1", 0), asyncio.Event()
+    server = process.Server(make_settings(database_url), listener, announce=ready.set)
+    serving = asyncio.create_task(server.serve([listener.socket]))
+    await ready.wait()
+    reader, writer = await asyncio.open_connection(*listener.socket.getsockname())
+
+    async def ask(method, path, body):
+        headers = f"Authorization: {user.headers['Authorization']}\r\nContent-Length: {len(body)}"
+        writer.write(f"{method} {TASKS}{path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n\r\n{body}".encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head)
+        await reader.readexactly(int(length[1]))
+        return head
+
+    questions = [("POST", "", '{"title": "Buy milk"}'), ("GET", "", ""), ("GET", "/1", ""), ("GET", "/0", "")]
+    for question in questions:
+        await ask(*question)
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        statuses = [(await ask(*question))[9:12] for question in questions for _ in range(5)]
+        gc.collect()
+        left = {type(each).__name__ for each in gc.garbage} & {"Exchange", "_Cycle", "Call", "_Request"}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert statuses == [status for status in (b"201", b"200", b"200", b"404") for _ in range(5)]
+    assert left == set()
+    writer.close()
+    server.handle_exit(signal.SIGTERM, None)
+    await serving

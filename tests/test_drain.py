@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from conftest import free_port, make_user, until, wait_until_ready
-from load import TASKS, Balancer, load, titles, variables
+from load import PAUSE, TASKS, Balancer, load, titles, variables
 
 WAITING = "SELECT FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid))"
 
@@ -149,7 +149,7 @@ def test_a_rolling_restart_loses_nothing(launch, database_url, arguments):
     ports = [free_port(), free_port()]
     settings = variables(database_url)
     servers = [wait_until_ready(launch("--port", str(port), *arguments, **settings)) for port in ports]
-    with load(Balancer(ports, user)) as outcomes:
+    with load(Balancer(ports, user), pause=PAUSE) as outcomes:
         for server, port in zip(servers, ports, strict=True):
             server.process.terminate()
             assert server.process.wait(timeout=30) == 0

@@ -668,10 +668,11 @@ async def test_rotation_during_a_fetch(issuer: Issuer) -> None:
         await watched.key_set.refresh()
         issuer.answer = late
         fetching = asyncio.create_task(watched.key_set.refresh())
-        await eventually(lambda: issuer.hits == 2)
+        await eventually(lambda: issuer.answer is None)
+        assert issuer.hits == 2
         issuer.publish("EdDSA", 1)
         asking = asyncio.create_task(watched.code(issuer.token("EdDSA", 1)))
-        await asyncio.sleep(0)
+        await eventually(lambda: watched.key_set._waiting)
         issuer.released.set()
         assert await asking is None
         await fetching

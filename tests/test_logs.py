@@ -118,6 +118,25 @@ def test_json_keeps_what_was_said():
     )
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_event_of_a_request_is_as_structlog_has_it(known):
+    """The event of a request, written without structlog, has structlog's members, order and values."""
+    values = (
+        "trace_id=HOSTILE, user_id=HOSTILE, route=HOSTILE, db_ms=0.25, client=HOSTILE"
+        if known
+        else "trace_id=None, user_id=None, route=None, db_ms=None, client=None"
+    )
+    program = f"""
+from taskctl.server.logs import requests
+for _ in range(2):
+    requests.ended(request_id=HOSTILE, method=HOSTILE, status=200, duration_ms=1.5, size=7, {values})
+    requests.write = None
+"""
+    ours, structlogs = (json.loads(line, object_pairs_hook=list) for line in run(program, JSON))
+    assert ours.pop(0)[0] == structlogs.pop(0)[0] == "timestamp"
+    assert ours == structlogs
+
+
 @pytest.mark.parametrize("name", ["exception", "library's exception", "exception given"])
 def test_json_has_the_exception(name, as_json):
     """An exception is a member of its event, with its type and message."""

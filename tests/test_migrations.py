@@ -17,7 +17,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
-from conftest import CONTENT, HEAD, NEXT, REVISIONS, STEPS, make_settings
+from conftest import CONTENT, HEAD, NEXT, REVISIONS, STEPS, make_settings, until
 from taskctl.errors import DatabaseUnavailable, MigrationFailed, SettingsInvalid, UsageInvalid
 from taskctl.server import migrations
 from taskctl.server.embedded import bin_dir
@@ -119,7 +119,7 @@ DEFINED_INDEXES = """SELECT tablename, indexname, regexp_replace(indexdef, ' ON 
 
 @pytest.mark.parametrize(
     ("query", "count"),
-    [(COLUMNS, 31), (CONSTRAINTS, 32), (DEFINED_INDEXES, 5)],
+    [(COLUMNS, 31), (CONSTRAINTS, 32), (DEFINED_INDEXES, 6)],
     ids=["columns", "constraints", "indexes"],
 )
 def test_tables_and_migrations_make_the_same(settings, empty_database, query, count):
@@ -218,23 +218,37 @@ def test_sql_runs_by_hand(settings, connection, empty_database):
 def test_ten_processes_at_once(empty_database, tmp_path):
     """Of ten processes that upgrade at once, from any directory, each revision is run by one."""
     program = """
-import sys
+import os, sys, traceback
+import alembic.command
 from taskctl.config import ServerSettings
 from taskctl.server.migrations import upgrade
 settings = ServerSettings.load({"DATABASE_URL": sys.argv[1]}, env_file=None)
-sys.stdin.read()
-upgrade(settings, report=print)
+waiting, gate = os.pipe()
+processes = []
+for _ in range(10):
+    if not (process := os.fork()):
+        os.close(gate)
+        os.read(waiting, 1)
+        try:
+            upgrade(settings, report=lambda title: os.write(1, f"{title}\\n".encode()))
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    processes.append(process)
+os.close(gate)
+print([os.waitpid(process, 0)[1] for process in processes], file=sys.stderr)
 """
-    start = [sys.executable, "-c", program, empty_database]
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    processes = [subprocess.Popen(start, cwd=tmp_path, text=True, **pipes) for _ in range(10)]
-    for process in processes:
-        process.stdin.close()
-        process.stdin = None
-    answers = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 10
-    assert {errors for _, errors in answers} == {""}
-    assert sorted(line for output, _ in answers for line in output.splitlines()) == STEPS
+    done = subprocess.run(
+        [sys.executable, "-c", program, empty_database],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, f"{[0] * 10}\n")
+    assert sorted(done.stdout.splitlines()) == STEPS
 
 
 @contextmanager
@@ -312,12 +326,11 @@ def test_connection_lost_while_migrating(settings, connection, empty_database):
     with holding(empty_database, LOCK):
         thread = threading.Thread(target=run)
         thread.start()
-        deadline = time.monotonic() + 30
-        while not connection.execute(
+        end = (
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
             "AND application_name = 'taskctl migrate' AND wait_event_type = 'Lock'"
-        ).fetchone():
-            assert time.monotonic() < deadline
+        )
+        until(lambda: connection.execute(end).fetchone())
         thread.join(30)
     assert [type(error) for error in raised] in ([MigrationFailed], [DatabaseUnavailable])
     assert "\n" not in str(raised[0])

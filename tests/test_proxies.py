@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from conftest import free_port, make_user, until, wait_until_ready
-from load import TASKS, journal, variables
+from load import PAUSE, TASKS, journal, variables
 
 TCP = Path("/proc/net/tcp")
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -96,7 +96,7 @@ def test_a_rolling_restart_is_not_noticed(launch, database_url, pair):
     """Two servers are restarted in turn: each request through a proxy succeeds, each task is there once."""
     servers, urls = pair
     with ExitStack() as stack:
-        journals = [stack.enter_context(journal(url, make_user())) for url in urls]
+        journals = [stack.enter_context(journal(url, make_user(), pause=PAUSE)) for url in urls]
         for server, arguments in servers:
             server.process.terminate()
             assert server.process.wait(timeout=30) == 0

@@ -64,6 +64,8 @@ def upgrade() -> None:
             name=op.f("change_type_known"),
         ),
     )
+    # Tells the purge where the oldest entries are; they are written in the order of time.
+    op.create_index("change_at_idx", "change", ["at"], postgresql_using="brin")
     op.add_column(
         "account", sa.Column("last_change", sa.BigInteger, server_default=sa.text("0"), nullable=False)
     )

@@ -8,9 +8,9 @@ const port = Number(process.argv[2]);
 const statements = JSON.parse(process.env.BENCH_STATEMENTS);
 const pool = new pg.Pool({ connectionString: process.env.DATABASE_URL, max: 10 });
 
-async function fetch(name, parameters) {
-  const { text, names } = statements[name];
-  const values = names.map((each) => parameters[each] ?? null);
+async function fetch(name, given) {
+  const { text, parameters } = statements[name];
+  const values = Object.values({ ...parameters, ...given });
   const { rows } = await pool.query({ name, text, values, rowMode: "array" });
   return rows[0];
 }
@@ -26,17 +26,17 @@ app.get("/api/v1/:user_id/tasks/:id", async ({ params }, reply) => {
 });
 
 app.get("/api/v1/:user_id/tasks", async ({ params, query }, reply) => {
-  const row = await fetch("list 50", { ...params, limit: Number(query.limit) });
+  const row = await fetch("list 50", { user_id: params.user_id, limit: Number(query.limit) });
   return json(reply, `{"items":[${row[0] ?? ""}],"next_cursor":${JSON.stringify(row[1])}}`);
 });
 
 app.post("/api/v1/:user_id/tasks", async ({ params, body }, reply) => {
-  const row = await fetch("create", { ...params, title: body.title, completed: false });
+  const row = await fetch("create", { user_id: params.user_id, title: body.title });
   return json(reply, row[4], 201);
 });
 
 app.patch("/api/v1/:user_id/tasks/:id/complete", async ({ params, body }, reply) => {
-  const row = await fetch("complete", { ...params, completed: body.completed, set_description: false });
+  const row = await fetch("complete", { ...params, completed: body.completed });
   return json(reply, row[2]);
 });
 

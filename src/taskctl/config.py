@@ -204,6 +204,28 @@ class ServerSettings(TrustSettings):
         description="Host names that requests may be addressed to, comma-separated; others get 400. "
         "Probes and `/metrics` are exempt.",
     )
+    trash_days: int = setting(
+        "TASKCTL_TRASH_DAYS",
+        30,
+        expects="a whole number of days from 0 to 36500",
+        within=(0, 36500),
+        description="How many days a deleted task can be restored, before it is purged.",
+    )
+    changes_days: int = setting(
+        "TASKCTL_CHANGES_DAYS",
+        30,
+        expects="a whole number of days from 0 to 36500",
+        within=(0, 36500),
+        description="How many days a change can be read back, before it is purged.",
+    )
+    purge_interval: Seconds = setting(
+        "TASKCTL_PURGE_INTERVAL",
+        3600.0,
+        expects="seconds from 1 to 86400",
+        within=(1, 86400),
+        shown="1h",
+        description="The longest time between two purges by a server.",
+    )
     rate_limit: RateLimits = setting(
         "TASKCTL_RATE_LIMIT",
         ...,

@@ -16,8 +16,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+from taskctl import private_file
 from taskctl.addresses import origin, server_root
-from taskctl.errors import LocalError, NotLoggedIn, SettingsInvalid
+from taskctl.errors import NotLoggedIn, SettingsInvalid
 
 TIMEOUT_DEFAULT = 30.0
 """Seconds for one operation, its repeats included."""
@@ -410,50 +411,20 @@ def _change(change: Callable[[Contexts], Contexts], environ: Mapping[str, str]) 
     keeps nobody from logging out.
     """
     file = path(environ)
-    try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise _unwritable(file, error) from error
-    try:
-        if sys.platform != "win32":
-            import fcntl  # noqa: PLC0415 - not on every platform
-
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with private_file.exclusive(file):
         before = load(environ)
         after = change(before)
-        _write(file, after)
+        data = {
+            "version": 1,
+            "current": after.current,
+            "contexts": {name: _members(context) for name, context in after.contexts.items()},
+        }
+        private_file.replace(file, data, indent=2)
         for name, context in before.contexts.items():
             if context.held and not after.contexts.get(name, Context("")).held:
                 from taskctl import vault  # noqa: PLC0415 - for the few that keep secrets there
 
                 vault.erase(_entry(name, environ))
-    finally:
-        os.close(lock)  # which unlocks
-
-
-def _write(file: Path, stored: Contexts) -> None:
-    """Replace the file in one step; a reader sees the old one or the new one, whole."""
-    data = {
-        "version": 1,
-        "current": stored.current,
-        "contexts": {name: _members(context) for name, context in stored.contexts.items()},
-    }
-    temporary = file.with_name(f".{file.name}.{os.urandom(8).hex()}")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                json.dump(data, stream, indent=2)
-                stream.write("\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(file)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise _unwritable(file, error) from error
 
 
 def _members(context: Context) -> dict[str, Any]:
@@ -464,7 +435,3 @@ def _members(context: Context) -> dict[str, Any]:
         for name, value in members.items()
         if name in {"server", "token", "allow_http"} or value not in {None, False}
     }
-
-
-def _unwritable(file: Path, error: OSError) -> LocalError:
-    return LocalError(f"{file} cannot be written: {error.strerror}. What is stored is as it was.")

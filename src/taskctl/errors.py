@@ -26,6 +26,8 @@ class TaskctlError(Exception):
     code: ClassVar[str]
     status: ClassVar[int]
     exit_code: ClassVar[int] = 1
+    maybe_done: bool = False
+    """Whether the server may have done what was asked all the same: an answer was lost."""
 
     def __init__(
         self,
@@ -362,6 +364,12 @@ class EmbeddedPostgresFailed(LocalError):
     """The embedded PostgreSQL cannot be used."""
 
     code = "embedded_postgres_failed"
+
+
+class UserNotFound(LocalError):
+    """The database has nothing about this user."""
+
+    code, exit_code = "user_not_found", 5
 
 
 class MigrationFailed(LocalError):

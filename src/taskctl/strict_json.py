@@ -15,9 +15,9 @@ def loads(text: str) -> Any:
         ValueError: says what is wrong; json.JSONDecodeError where it is the syntax.
     """
     try:
-        value = json.loads(
-            text, object_pairs_hook=_unique_members, parse_constant=_no_constant, parse_float=_finite
-        )
+        if text.startswith("\ufeff"):
+            raise json.JSONDecodeError("Unexpected UTF-8 BOM", text, 0)
+        value = _DECODER.decode(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     # Counting brackets is cheap, and all that an honest text ever needs.
@@ -53,3 +53,8 @@ def _finite(text: str) -> float:
     if not math.isfinite(float(text)):
         raise ValueError("a number is too large")
     return float(text)
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique_members, parse_constant=_no_constant, parse_float=_finite
+)

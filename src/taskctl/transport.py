@@ -165,6 +165,7 @@ class Transport:
                 answer = self._attempt(request, deadline)
             except _Failed as failure:
                 error = failure.error
+                error.maybe_done = maybe_done or failure.sent
                 self._tell(request, f"{failure.status or ''} {error.code}".strip(), started, number)
                 if failure.again or failure.status is None:
                     self.close()
@@ -174,7 +175,7 @@ class Transport:
                     error.detail += " An earlier try of this change was cut off and may have made it."
                 if once or not failure.again:
                     raise error from failure.__cause__
-                maybe_done = maybe_done or failure.sent
+                maybe_done = error.maybe_done
                 number += 1
                 # A kept-alive connection that the server has closed meanwhile is no sign of trouble.
                 if not (reused and isinstance(failure.__cause__, ConnectionError)):

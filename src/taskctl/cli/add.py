@@ -1,17 +1,21 @@
 """`taskctl tasks add`: a task in one line, with flags, or one for each line of stdin."""
 
 import re
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from taskctl.cli import clock, output
+from taskctl.cli.offline import desk, kept_json
 from taskctl.cli.output import Form, Json, Ndjson, Quiet
 from taskctl.cli.selection import STDIN, stdin_lines
 from taskctl.errors import TaskctlError, UsageInvalid
 
 if TYPE_CHECKING:
-    from taskctl.client import Client, ContentDict
+    from collections.abc import Mapping
+
+    from taskctl.client import ContentDict
+    from taskctl.desk import Desk
     from taskctl.entry import Entry
 
 DueOption = Annotated[
@@ -81,29 +85,29 @@ def add(
             entry.fields["tags"] = list(dict.fromkeys([*bare, *entry.fields.get("tags", ())]))
         if description is not None:
             entry.fields["description"] = description
-    with output.client(context) as client:
+    with desk(context) as opened:
         if many:
-            raise typer.Exit(_add_each(client, entries, how))
+            raise typer.Exit(_add_each(opened, entries, how))
         content = cast("ContentDict", entries[0].fields)
-        task = client.create_task(entries[0].title, content=content, idempotency_key=idempotency_key)
-        output.print_task("Added", task, how, client.raw)
+        task = opened.create_task(entries[0].title, content=content, idempotency_key=idempotency_key)
+        output.print_task("Added", task, how, opened.client.raw)
 
 
-def _add_each(client: "Client", entries: "list[Entry]", how: Form) -> int:
+def _add_each(opened: "Desk", entries: "list[Entry]", how: Form) -> int:
     """Add each, report each failure by its line, and return the exit code of the first."""
     code = 0
-    added = []
+    added: list[Mapping[str, Any]] = []
     with output.progress(len(entries), streaming=how is not Form.JSON) as progress:
         for number, entry in enumerate(entries, 1):
             try:
-                task = client.create_task(entry.title, content=cast("ContentDict", entry.fields))
+                task = opened.create_task(entry.title, content=cast("ContentDict", entry.fields))
             except TaskctlError as error:
                 output.report(error, as_json=how in {Form.JSON, Form.NDJSON}, line=number)
                 code = code or error.exit_code
             else:
-                added.append(task)
+                added.append(task if isinstance(task, dict) else kept_json(task))
                 if how is not Form.JSON:
-                    output.print_task("Added", task, how, client.raw)
+                    output.print_task("Added", task, how, opened.client.raw)
             progress.advance()
     if how is Form.JSON:
         output.print_json(output.compact(added))

@@ -5,15 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taskctl.cli import output
+from taskctl.cli import offline, output
+from taskctl.cli.offline import desk
 from taskctl.cli.output import Form, Json, Ndjson, Quiet
-from taskctl.cli.selection import Ids, IfVersion, each, task_ids
+from taskctl.cli.selection import Ids, IfVersion, change_each, each, references
 from taskctl.errors import UsageInvalid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from taskctl.client import Client, TaskDict
+    from taskctl.operations import Reference
 
 _NAMED_IN_A_QUESTION = 10
 
@@ -42,12 +41,12 @@ def done(
     With --json: the task, or an array if several ids were given.
     """
     how = output.form(as_json=as_json, ndjson=ndjson, quiet=quiet)
-    _change(
+    change_each(
         context,
-        task_ids(ids, if_version),
+        references(ids, if_version),
         how,
         "Done",
-        lambda client, number: client.complete_task(number, if_version=if_version),
+        lambda opened, one: opened.complete_task(one, if_version=if_version),
     )
 
 
@@ -62,12 +61,12 @@ def reopen(
 ) -> None:
     """Reopen completed tasks. With --json: the task, or an array if several ids were given."""
     how = output.form(as_json=as_json, ndjson=ndjson, quiet=quiet)
-    _change(
+    change_each(
         context,
-        task_ids(ids, if_version),
+        references(ids, if_version),
         how,
         "Reopened",
-        lambda client, number: client.complete_task(number, completed=False, if_version=if_version),
+        lambda opened, one: opened.complete_task(one, completed=False, if_version=if_version),
     )
 
 
@@ -82,12 +81,12 @@ def restore(
 ) -> None:
     """Take tasks out of the trash. With --json: the task, or an array if several ids were given."""
     how = output.form(as_json=as_json, ndjson=ndjson, quiet=quiet)
-    _change(
+    change_each(
         context,
-        task_ids(ids, if_version),
+        references(ids, if_version),
         how,
         "Restored",
-        lambda client, number: client.restore_task(number, if_version=if_version),
+        lambda opened, one: opened.client.restore_task(opened.resolved(one), if_version=if_version),
     )
 
 
@@ -108,59 +107,43 @@ def rm(
     takes out.
     """
     how = output.form(as_json=as_json, ndjson=ndjson, quiet=quiet)
-    numbers = task_ids(ids, if_version)
+    chosen = references(ids, if_version)
     if dry_run:
         if if_version is not None:
             raise UsageInvalid("--dry-run and --if-version exclude each other.")
-        _change(context, numbers, how, "Would delete", lambda client, number: client.read_task(number))
-    if numbers and not yes and sys.stdin.isatty() and sys.stderr.isatty():
-        _ask(numbers)
-    deleted = []
-    with output.client(context) as client:
+        change_each(
+            context,
+            chosen,
+            how,
+            "Would delete",
+            lambda opened, one: opened.client.read_task(opened.resolved(one)),
+        )
+    if chosen and not yes and sys.stdin.isatty() and sys.stderr.isatty():
+        _ask(chosen)
+    deleted: list[Reference] = []
+    kept: list[Reference] = []
+    with desk(context) as opened:
 
-        def delete(number: int) -> None:
-            client.delete_task(number, if_version=if_version)
-            deleted.append(number)
+        def delete(reference: "Reference") -> None:
+            waiting = opened.delete_task(reference, if_version=if_version)
+            (deleted if waiting is None else kept).append(reference)
             if how is Form.NDJSON:
-                output.print_json(output.compact({"deleted": number}))
+                output.print_json(output.compact({"deleted" if waiting is None else "waiting": reference}))
+            elif how is not Form.JSON and waiting is not None:
+                offline.print_kept(waiting, how)
             elif how is not Form.JSON:
-                typer.echo(f"Deleted {number}" if how is Form.TERMINAL else number)
+                typer.echo(f"Deleted {reference}" if how is Form.TERMINAL else reference)
 
-        code = each(numbers, delete, how)
+        code = each(chosen, delete, how)
     if how is Form.JSON:
-        output.print_json(output.compact({"deleted": deleted}))
+        output.print_json(output.compact({"deleted": deleted, **({"waiting": kept} if kept else {})}))
     raise typer.Exit(code)
 
 
-def _ask(numbers: list[int]) -> None:
-    what = "task" if len(numbers) == 1 else f"{len(numbers)} tasks:"
-    named = ", ".join(map(str, numbers[:_NAMED_IN_A_QUESTION]))
-    more = ", …" if len(numbers) > _NAMED_IN_A_QUESTION else ""
+def _ask(chosen: "list[Reference]") -> None:
+    what = "task" if len(chosen) == 1 else f"{len(chosen)} tasks:"
+    named = ", ".join(map(str, chosen[:_NAMED_IN_A_QUESTION]))
+    more = ", …" if len(chosen) > _NAMED_IN_A_QUESTION else ""
     if not typer.confirm(f"Delete {what} {named}{more}?", err=True):
         typer.echo("Nothing is deleted.", err=True)
         raise typer.Exit(1)
-
-
-def _change(
-    context: typer.Context,
-    numbers: list[int],
-    how: Form,
-    verb: str,
-    do: "Callable[[Client, int], TaskDict]",
-) -> None:
-    """Do the same to each task, say so, and exit."""
-    together = how is Form.JSON and len(numbers) != 1
-    gathered: list[TaskDict] = []
-    with output.client(context) as client:
-
-        def change(number: int) -> None:
-            task = do(client, number)
-            if together:
-                gathered.append(task)
-            else:
-                output.print_task(verb, task, how, client.raw)
-
-        code = each(numbers, change, how)
-    if together:
-        output.print_json(output.compact(gathered))
-    raise typer.Exit(code)

@@ -14,13 +14,17 @@ import typer
 
 from taskctl.cli import clock, output, sheet
 from taskctl.cli.add import DueOption, EveryOption, PriorityOption, ProjectOption, as_words, one_line
-from taskctl.cli.output import Form, Json, Ndjson, Quiet
-from taskctl.cli.selection import IfVersion, each, task_ids
+from taskctl.cli.offline import desk
+from taskctl.cli.output import Json, Ndjson, Quiet
+from taskctl.cli.selection import IfVersion, change_each, references
 from taskctl.errors import LocalError, TaskctlError, UsageInvalid, ValidationFailed, VersionConflict
 
 if TYPE_CHECKING:
     from taskctl.cli.sheet import Sheet
-    from taskctl.client import ChangesDict, Client, TaskDict
+    from taskctl.client import ChangesDict, TaskDict
+    from taskctl.desk import Desk
+    from taskctl.operations import Reference
+    from taskctl.outbox import Waiting
 
 _EDITORS = ("sensible-editor", "nano", "vi")
 """Tried where neither VISUAL nor EDITOR is set."""
@@ -70,33 +74,18 @@ def edit(
         plain["description"] = description
     line = f"{as_words(due=due, every=every, priority=priority, project=project)} {one_line(words or [])}"
     wish = _Wish(plain, line.strip(), tags or [])
-    numbers = task_ids([task], if_version)
-    if not wish:
-        if len(numbers) != 1 or if_version is not None or not (sys.stdin.isatty() and sys.stdout.isatty()):
-            raise UsageInvalid(
-                "Nothing to change: give words such as due:fri, or flags; one task alone opens in an editor, "
-                "in a terminal."
-            )
-        with output.client(context) as client:
-            changed = _in_editor(client, numbers[0])
-            if changed is not None:
-                output.print_task("Changed", changed, how, client.raw)
-        return
-    together = how is Form.JSON and len(numbers) != 1
-    gathered: list[TaskDict] = []
-    with output.client(context) as client:
-
-        def change(number: int) -> None:
-            changed = wish.apply(client, number, if_version)
-            if together:
-                gathered.append(changed)
-            else:
-                output.print_task("Changed", changed, how, client.raw)
-
-        code = each(numbers, change, how)
-    if together:
-        output.print_json(output.compact(gathered))
-    raise typer.Exit(code)
+    chosen = references([task], if_version)
+    if wish:
+        change_each(context, chosen, how, "Changed", lambda opened, one: wish.apply(opened, one, if_version))
+    if len(chosen) != 1 or if_version is not None or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageInvalid(
+            "Nothing to change: give words such as due:fri, or flags; one task alone opens in an editor, "
+            "in a terminal."
+        )
+    with desk(context) as opened:
+        changed = _in_editor(opened, opened.resolved(chosen[0]))
+        if changed is not None:
+            output.print_task("Changed", changed, how, opened.client.raw)
 
 
 class _Wish:
@@ -123,15 +112,15 @@ class _Wish:
     def __bool__(self) -> bool:
         return bool(self.plain or self._fields or self.removed or self.added)
 
-    def apply(self, client: "Client", number: int, if_version: int | None) -> "TaskDict":
+    def apply(self, opened: "Desk", one: "Reference", if_version: int | None) -> "TaskDict | Waiting":
         """Change one task; what depends on the task as it is is worked out anew where that changes."""
         if not self._needs_task:
-            return client.edit_task(number, self._changes(None), if_version=if_version)
+            return opened.edit_task(one, self._changes(None), if_version=if_version)
         for left in reversed(range(_TRIES)):
-            task = client.read_task(number)
+            task = opened.client.read_task(opened.resolved(one))
             version = task["version"] if if_version is None else if_version
             try:
-                return client.edit_task(number, self._changes(task), if_version=version)
+                return opened.edit_task(one, self._changes(task), if_version=version, before=task)
             except VersionConflict:
                 if if_version is not None or not left:
                     raise
@@ -168,14 +157,14 @@ class _Wish:
         return {"due_at"} if words.startswith("due:") or " due:" in words else set()
 
 
-def _in_editor(client: "Client", number: int) -> "TaskDict | None":
+def _in_editor(opened: "Desk", number: int) -> "TaskDict | Waiting | None":
     """Let a person edit a task as text until it is stored; None where there was nothing to change.
 
     Of what others change meanwhile nothing is lost: fields that one side has changed are merged, and where
     both have changed one, the editor opens again with both.
     """
     now, zone = clock.here()
-    task = client.read_task(number)
+    task = opened.client.read_task(number)
     base = sheet.of(task, zone)
     file = Path(mkdtemp(prefix="taskctl-")) / f"task-{number}.txt"  # in a folder that is its owner's alone
     try:
@@ -189,9 +178,9 @@ def _in_editor(client: "Client", number: int) -> "TaskDict | None":
                     typer.echo("Nothing is changed.", err=True)
                     shutil.rmtree(file.parent)
                     return None
-                changed = client.edit_task(number, changes, if_version=task["version"])
+                changed = opened.edit_task(number, changes, if_version=task["version"], before=task)
             except VersionConflict:
-                task = client.read_task(number)
+                task = opened.client.read_task(number)
                 theirs = sheet.of(task, zone)
                 merged, both = sheet.merge(base, cast("Sheet", after), theirs)
                 mine = sheet.write(merged, [*_remarks(task), *_both_changed(both, theirs)])

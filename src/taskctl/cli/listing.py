@@ -6,8 +6,9 @@ import typer
 
 from taskctl.cli import clock, output
 from taskctl.cli.columns import Column, Group
+from taskctl.cli.offline import desk, tell_waiting
 from taskctl.cli.output import Form, Json, Ndjson, Quiet
-from taskctl.errors import UsageInvalid
+from taskctl.errors import TaskctlError, UsageInvalid
 from taskctl.vocabulary import PAGE_LIMIT_DEFAULT, DueWord, Order, Priority, Sort, Status
 
 if TYPE_CHECKING:
@@ -230,8 +231,14 @@ def _print(
                 progress.advance(len(page))
                 yield page
 
-    with output.client(context) as client:
-        output.print_tasks(counted(client), how, chosen, group)
+    with desk(context) as opened:
+        try:
+            output.print_tasks(counted(opened.client), how, chosen, group)
+        except TaskctlError:
+            if how not in {Form.JSON, Form.NDJSON}:  # there the error is all that stderr has
+                tell_waiting(opened)
+            raise
+        tell_waiting(opened)
     return shown
 
 

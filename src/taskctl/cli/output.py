@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from taskctl.contexts import Flags, resolve
 from taskctl.errors import TaskctlError, UsageInvalid
 
 if TYPE_CHECKING:
     from taskctl.cli.columns import Column, Group
     from taskctl.client import Client, TaskDict
     from taskctl.contexts import ClientSettings
+    from taskctl.outbox import Waiting
     from taskctl.transport import Try
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON; an array for a list.")]
@@ -118,9 +118,16 @@ def print_tasks(
             typer.echo("\n".join(row(task, chosen) for task in page))
 
 
-def print_task(verb: str, task: "TaskDict", how: Form, raw: bytes) -> None:
-    """Print one task; as JSON, what the server sent. A terminal is told what has been done, and to what."""
-    if how is Form.JSON:
+def print_task(verb: str, task: "TaskDict | Waiting", how: Form, raw: bytes) -> None:
+    """Print one task, or the change that was kept instead; as JSON, what the server sent.
+
+    A terminal is told what has been done, and to what.
+    """
+    if not isinstance(task, dict):
+        from taskctl.cli import offline
+
+        offline.print_kept(task, how)
+    elif how is Form.JSON:
         print_json(raw)
     elif how is Form.TERMINAL:
         from taskctl.cli.columns import sentence
@@ -148,7 +155,7 @@ def print_fields(fields: Sequence[tuple[str, str]], how: Form) -> None:
 
 
 def report(
-    error: TaskctlError, *, as_json: bool, task_id: int | None = None, line: int | None = None
+    error: TaskctlError, *, as_json: bool, task_id: int | str | None = None, line: int | None = None
 ) -> None:
     """Print an error on stderr: one line, or one JSON object; with the task or the line that it is about."""
     about = {name: number for name, number in (("id", task_id), ("line", line)) if number is not None}
@@ -205,18 +212,6 @@ def connect(settings: "ClientSettings", *, debug: bool) -> "Client":
         on_retry=show_retry,
         on_try=show_try if debug else None,
     )
-
-
-def client(context: typer.Context) -> "Client":
-    """A client for the server and token that the command line and the environment name.
-
-    Raises:
-        SettingsInvalid, NotLoggedIn: there is no server, or no token for it.
-    """
-    flags: Flags = context.find_root().obj
-    settings = resolve(flags)
-    settings.require_token()
-    return connect(settings, debug=flags.debug)
 
 
 def show_try(done: "Try") -> None:

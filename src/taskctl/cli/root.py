@@ -65,6 +65,12 @@ def _add_server(app: typer.Typer) -> None:
     server.register(app)
 
 
+def _add_users(app: typer.Typer) -> None:
+    from taskctl.cli import users
+
+    app.add_typer(users.app, name="users")
+
+
 class _Root(LoadingGroup):
     parts: ClassVar[Mapping[tuple[str, ...], Part]] = {
         ("tasks",): _add_tasks,
@@ -76,6 +82,7 @@ class _Root(LoadingGroup):
         ("doctor",): _add_doctor,
         ("token",): _add_token,
         ("serve", "migrate", "db", "config"): _add_server,
+        ("users",): _add_users,
     }
 
 

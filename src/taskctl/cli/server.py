@@ -123,7 +123,7 @@ def migrate(
     if sql:
         typer.echo(migrations.sql("upgrade", revision), nl=False)
         return
-    with _database() as settings:
+    with database() as settings:
         done = migrations.upgrade(settings, revision, wait=wait, lock_timeout=lock_timeout, report=typer.echo)
     if not done:
         output.note("Nothing to do.")
@@ -156,7 +156,7 @@ def downgrade(
     if not yes and sys.stdin.isatty() and not typer.confirm(question, err=True):
         typer.echo("Nothing is changed.", err=True)
         raise typer.Exit(1)
-    with _database() as settings:
+    with database() as settings:
         done = migrations.downgrade(
             settings, revision, wait=wait, lock_timeout=lock_timeout, report=typer.echo
         )
@@ -169,7 +169,7 @@ def current(*, wait: Wait = 0, as_json: output.Json = False) -> None:
     """Print the revision that the database is at."""
     from taskctl.server import migrations
 
-    with _database() as settings:
+    with database() as settings:
         revision = migrations.current(settings, wait=wait)
     if as_json:
         output.print_json(output.compact({"revision": revision}))
@@ -185,7 +185,7 @@ def check(*, wait: Wait = 0, as_json: output.Json = False) -> None:
     """
     from taskctl.server import distribution, migrations
 
-    with _database() as settings:
+    with database() as settings:
         revision = migrations.current(settings, wait=wait)
         lie = distribution.read(settings)
     state = migrations.compare(revision)
@@ -219,12 +219,30 @@ def distribute(
     """
     from taskctl.server import distribution
 
-    with _database() as settings:
+    with database() as settings:
         done = distribution.distribute(
             settings, shards=shards, wait=wait, lock_timeout=lock_timeout, report=typer.echo
         )
     if not done:
         output.note("Nothing to do.")
+
+
+@db.command()
+def purge(as_json: output.Json = False) -> None:
+    """Remove for good what has been in the trash for TASKCTL_TRASH_DAYS, and old changes.
+
+    Servers do so by themselves, every TASKCTL_PURGE_INTERVAL.
+    """
+    from dataclasses import asdict
+
+    from taskctl.server import purge as purging
+
+    with database() as settings, output.progress(None, streaming=False) as progress:
+        done = purging.purge(settings, report=progress.advance)
+    if as_json:
+        output.print_json(output.compact(asdict(done)))
+    else:
+        typer.echo(f"Purged {done.tasks} tasks and {done.changes} changes.")
 
 
 @db.command()
@@ -255,7 +273,7 @@ def revision(
     """Write a new revision's file, in a checkout."""
     from taskctl.server import migrations
 
-    with _database() as settings, contextlib.redirect_stdout(sys.stderr):  # Alembic talks
+    with database() as settings, contextlib.redirect_stdout(sys.stderr):  # Alembic talks
         path = migrations.new_revision(settings, message, autogenerate=autogenerate)
     typer.echo(path)
 
@@ -314,7 +332,7 @@ def _shown(value: object) -> str:
 
 
 @contextlib.contextmanager
-def _database() -> "Iterator[ServerSettings]":
+def database() -> "Iterator[ServerSettings]":
     """Settings with a database that runs: the embedded one, started if need be, or DATABASE_URL's."""
     from taskctl.config import ServerSettings
     from taskctl.server.embedded import EmbeddedPostgres

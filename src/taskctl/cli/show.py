@@ -6,8 +6,9 @@ import typer
 
 from taskctl.cli import clock, output
 from taskctl.cli.columns import Column, due_in_full, shown, tags
+from taskctl.cli.offline import desk
 from taskctl.cli.output import Form, Json, Ndjson, Quiet
-from taskctl.cli.selection import Id, task_id
+from taskctl.cli.selection import Id, reference
 
 if TYPE_CHECKING:
     from taskctl.client import TaskDict
@@ -23,10 +24,11 @@ def show(
 ) -> None:
     """Show one task, with its description."""
     how = output.form(as_json=as_json, ndjson=ndjson, quiet=quiet)
-    with output.client(context) as client:
-        task = client.read_task(task_id(number))
+    found = reference(number)
+    with desk(context) as opened:
+        task = opened.client.read_task(opened.resolved(found))
         if how is not Form.TERMINAL:
-            output.print_task("", task, how, client.raw)
+            output.print_task("", task, how, opened.client.raw)
             return
     output.print_fields(_fields(task), how)
     if task["description"]:

@@ -41,6 +41,12 @@ def _add_changing(app: typer.Typer) -> None:
     changing.register(app)
 
 
+def _add_offline(app: typer.Typer) -> None:
+    from taskctl.cli import offline
+
+    offline.register(app)
+
+
 class _Tasks(LoadingGroup):
     parts: ClassVar[Mapping[tuple[str, ...], Part]] = {
         ("add",): _add_add,
@@ -48,6 +54,7 @@ class _Tasks(LoadingGroup):
         ("show",): _add_show,
         ("edit",): _add_edit,
         ("done", "complete", "reopen", "rm", "delete", "restore"): _add_changing,
+        ("undo", "sync"): _add_offline,
     }
 
 

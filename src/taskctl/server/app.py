@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from taskctl import __version__
 from taskctl.config import ServerSettings
@@ -20,6 +20,7 @@ from taskctl.server.draining import Refusal
 from taskctl.server.limits import Limiter
 from taskctl.server.metrics import SAMPLING_SECONDS, Metrics, shared_directory
 from taskctl.server.middleware import Cors, Envelope, Hosts, Problems, refuse
+from taskctl.server.purge import keep_purging
 from taskctl.server.routes import me, pages, probes, tasks
 from taskctl.server.routes import metrics as metrics_route
 from taskctl.server.routing import PROBLEM, Service, Shortcut
@@ -33,6 +34,14 @@ log: Any = structlog.get_logger()
 class Application(FastAPI):
     """FastAPI with this service's own middleware in place of Starlette's and an exact OpenAPI document."""
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI), without FastAPI's and Starlette's own steps once the stack is built."""
+        if scope["type"] == "http" and self.middleware_stack is not None:
+            scope["app"] = self
+            await self.middleware_stack(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
     def build_middleware_stack(self) -> ASGIApp:
         """Envelope, hosts and CORS where set, problems, refusal, router: nothing else runs per request."""
         service: Service = self.state.service
@@ -41,13 +50,13 @@ class Application(FastAPI):
             app = Cors(app, service.settings.cors_origins)
         if service.settings.allowed_hosts:
             app = Hosts(app, service.settings.allowed_hosts)
-        return Envelope(app, service.metrics, service.tracing, service.limiter.policy)
+        return Envelope(app, service)
 
     def refuse(self, scope: Scope) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """Headers and body of the 503 for a request that there is no room for."""
         service: Service = self.state.service
         error = Overloaded if service.database.reachable else DatabaseUnavailable
-        return refuse(scope, error, service.metrics)
+        return refuse(scope, error, service)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document; errors are `application/problem+json`, which FastAPI cannot be told."""
@@ -125,6 +134,7 @@ async def _running(service: Service) -> AsyncIterator[None]:
     """What runs beside the requests: connections, the key set's refreshing, sampling; ended in turn."""
     metrics, key_set = service.metrics, service.verifier.key_set
     await service.database.open()
+    purging = asyncio.create_task(keep_purging(service.settings, service.database))
     if key_set is not None:
         key_set.start()
         if metrics is not None:  # only now: an application that never starts has no keys to show
@@ -133,6 +143,7 @@ async def _running(service: Service) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        purging.cancel()
         if sampling is not None:
             sampling.cancel()
         if key_set is not None:

@@ -30,9 +30,16 @@ from taskctl.errors import (
     Unauthenticated,
     Unavailable,
 )
-from taskctl.server.metrics import Metrics
-from taskctl.server.routing import PROBLEM, Exchange, challenge, client_address, path_as_sent
-from taskctl.server.tracing import Tracing
+from taskctl.server import logs
+from taskctl.server.routing import (
+    PROBLEM,
+    Exchange,
+    Service,
+    challenge,
+    client_address,
+    path_as_sent,
+)
+from taskctl.server.tracing import trace_id
 
 log: Any = structlog.get_logger()
 
@@ -76,20 +83,19 @@ class Envelope:
     HEAD is answered as GET is, without the body (RFC 9110, section 9.3.2).
     """
 
-    def __init__(
-        self, app: ASGIApp, metrics: Metrics | None, tracing: Tracing | None, rate_limit_policy: str
-    ) -> None:
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
-        self._metrics = metrics
-        self._tracing = tracing
-        self._policy = rate_limit_policy.encode("ascii")
+        self._service = service
+        self._metrics = service.metrics
+        self._tracing = service.tracing
+        self._policy = service.limiter.policy.encode("ascii")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = scope["taskctl.exchange"] = Exchange(_request_id(scope))
+        exchange = _begin(scope, self._service)
         status, size = _CLIENT_CLOSED_REQUEST, 0
 
         async def answer(message: Message) -> None:
@@ -234,10 +240,10 @@ class Cors(CORSMiddleware):
 
 
 def refuse(
-    scope: Scope, error: type[Unavailable], metrics: Metrics | None
+    scope: Scope, error: type[Unavailable], service: Service
 ) -> tuple[list[tuple[bytes, bytes]], bytes]:
     """Headers and body of the answer to a request that no layer has seen, for as little as it can cost."""
-    exchange = scope["taskctl.exchange"] = Exchange(_request_id(scope))
+    exchange = _begin(scope, service)
     first, second, third = _problem_parts(error)
     # JSON's strings, as the id holds nothing that needs to be escaped.
     body = f'{first}{json.dumps(path_as_sent(scope))}{second}"{exchange.request_id}"{third}'.encode("ascii")
@@ -248,8 +254,8 @@ def refuse(
         *_headers(scope, exchange),
     ]
     seconds = time.perf_counter() - exchange.started
-    if metrics is not None:
-        metrics.request_ended(scope["method"], None, error.status, seconds)
+    if service.metrics is not None:
+        service.metrics.request_ended(scope["method"], None, error.status, seconds)
     _log_request(scope, exchange, route=None, status=error.status, size=len(body), seconds=seconds)
     return headers, body
 
@@ -281,12 +287,12 @@ def problem_response(error: TaskctlError, scope: Scope) -> Response:
 
 
 def _headers(scope: Scope, exchange: Exchange, policy: bytes = b"") -> list[tuple[bytes, bytes]]:
-    timing = f"total;dur={(time.perf_counter() - exchange.started) * 1000:.2f}"
+    timing = b"total;dur=%.2f" % ((time.perf_counter() - exchange.started) * 1000)
     if exchange.database_seconds is not None:
-        timing += f", db;dur={exchange.database_seconds * 1000:.2f}"
+        timing += b", db;dur=%.2f" % (exchange.database_seconds * 1000)
     headers = [
         (b"x-request-id", exchange.request_id.encode("ascii")),
-        (b"server-timing", timing.encode("ascii")),
+        (b"server-timing", timing),
         (b"x-content-type-options", b"nosniff"),
     ]
     if exchange.rate_limit is not None:
@@ -297,26 +303,42 @@ def _headers(scope: Scope, exchange: Exchange, policy: bytes = b"") -> list[tupl
     return headers
 
 
-def _request_id(scope: Scope) -> str:
-    sent = [value for name, value in scope["headers"] if name == b"x-request-id"]
-    if len(sent) == 1 and _REQUEST_ID.fullmatch(sent[0]):
-        return bytes(sent[0]).decode("ascii")
-    return f"{_PROCESS}{next(_requests):08x}"
+def _begin(scope: Scope, service: Service) -> Exchange:
+    """Take note of a request, under the id that it was sent with, if that is a good one."""
+    fields = _fields(scope)
+    sent = fields.get(b"x-request-id")
+    if sent is not None and _REQUEST_ID.fullmatch(sent):
+        request_id = bytes(sent).decode("ascii")
+    else:
+        request_id = f"{_PROCESS}{next(_requests):08x}"
+    exchange = scope["taskctl.exchange"] = Exchange(service, fields, request_id)
+    return exchange
+
+
+def _fields(scope: Scope) -> dict[bytes, bytes]:
+    """A request's headers by lower-case name; several of one name as one list (RFC 9110, section 5.3)."""
+    fields: dict[bytes, bytes] = dict(scope["headers"])
+    if len(fields) < len(scope["headers"]):
+        lines: dict[bytes, list[bytes]] = {}
+        for name, value in scope["headers"]:
+            lines.setdefault(name, []).append(value)
+        fields = {name: b", ".join(values) for name, values in lines.items()}
+    return fields
 
 
 def _log_request(
     scope: Scope, exchange: Exchange, *, route: str | None, status: int, size: int, seconds: float
 ) -> None:
     database = exchange.database_seconds
-    log.info(
-        "request",
-        **exchange.names,
+    logs.requests.ended(
+        request_id=exchange.request_id,
+        trace_id=None if exchange.span is None else trace_id(exchange.span),
         user_id=exchange.user_id,
         method=scope["method"],
         route=route,
         status=status,
         duration_ms=round(seconds * 1000, 2),
         db_ms=None if database is None else round(database * 1000, 2),
-        bytes=size,
+        size=size,
         client=client_address(scope),
     )

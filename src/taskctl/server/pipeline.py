@@ -81,9 +81,12 @@ class _Request:
     def __init__(self, statement: Statement, parameters: Mapping[str, Any]) -> None:
         self.statement = statement
         self.parameters = parameters
-        encoded = [_encode(parameters[name]) for name in numbered(statement.sql)[1]]
-        self.values = [value for value, _ in encoded]
-        self.formats = [form for _, form in encoded]
+        self.values: list[bytes | None] = []
+        self.formats: list[int] = []
+        for name in numbered(statement.sql)[1]:
+            value, form = _encode(parameters[name])
+            self.values.append(value)
+            self.formats.append(form)
         self.answer: asyncio.Future[Row | None] = asyncio.get_running_loop().create_future()
         self.row: Row | None = None
         self.error: psycopg.Error | None = None
@@ -222,8 +225,9 @@ class Pipeline:
             return await request.answer
         finally:
             timer.cancel()
-            with contextlib.suppress(ValueError):
-                self._queue.remove(request)
+            if not request.sent_at:
+                with contextlib.suppress(ValueError):
+                    self._queue.remove(request)
 
     def _give_up(self, request: _Request) -> None:
         if not request.sent_at:

@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 from urllib.parse import parse_qsl
@@ -65,6 +65,9 @@ _MESSAGES = {"extra_forbidden": "There is nothing of this name.", "missing": "Th
 _READING = frozenset({"GET", "HEAD"})
 _SIMPLE = re.compile(r"[ -~]{0,64}")
 _TASK_ID = re.compile(r"[1-9][0-9]{0,18}")
+_QUERIES_MAX, _QUERY_MAX = 1000, 200
+"""How many query strings each route remembers, and of what length."""
+
 _ERRORS_MAX = 20
 """How many of the things that are wrong an answer lists; the detail counts the rest."""
 
@@ -92,9 +95,22 @@ class Service:
 class Exchange:
     """What is known of one request for its answer's headers and its line in the log."""
 
-    __slots__ = ("answered", "database_seconds", "rate_limit", "request_id", "span", "started", "user_id")
+    __slots__ = (
+        "answered",
+        "database_seconds",
+        "fields",
+        "rate_limit",
+        "request_id",
+        "service",
+        "span",
+        "started",
+        "user_id",
+    )
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, service: Service, fields: Mapping[bytes, bytes], request_id: str) -> None:
+        self.service = service
+        self.fields = fields
+        """The request's headers by lower-case name; several of one name as one list (RFC 9110, 5.3)."""
         self.request_id = request_id
         self.started = time.perf_counter()
         self.answered = False
@@ -121,13 +137,13 @@ class Call(Request):
     @property
     def service(self) -> Service:
         """What `create_app` made."""
-        service: Service = self.scope["app"].state.service
-        return service
+        exchange: Exchange = self.scope["taskctl.exchange"]
+        return exchange.service
 
-    def header(self, name: str) -> str | None:
-        """A header's value; several lines of it as one list (RFC 9110, section 5.3)."""
-        values = self.headers.getlist(name)
-        return ", ".join(values) if values else None
+    def header(self, name: bytes) -> str | None:
+        """The value of a header, whose name is in lower case; of several, all."""
+        value: bytes | None = self.scope["taskctl.exchange"].fields.get(name)
+        return None if value is None else value.decode("latin-1")
 
     async def fetch(self, statement: Statement, **parameters: Any) -> Row | None:
         """Run a statement for this user; raises as `Database.fetch`. Its time goes into `Server-Timing`."""
@@ -184,12 +200,16 @@ class TaskRoute(PublicRoute):
         methods = self.methods or set()
         self._scope = vocabulary.Scope.read if methods <= _READING else vocabulary.Scope.write
         self._query = _model(parameters.get("query"))
+        self._queries: dict[bytes, BaseModel] = {}
+        """Good query strings that came lately: most come again and again."""
         self._body = _model(parameters.get("body"))
         self._body_required = self._body is not None and parameters["body"].default is inspect.Parameter.empty
         self._media_types = (JSON, MERGE_PATCH) if "PATCH" in methods else (JSON,)
         # RFC 5789, section 3.1.
         self._accepted = {"Accept-Patch": ", ".join(self._media_types)} if "PATCH" in methods else None
-        self._headers = [(field.name, field.alias) for field in self.dependant.header_params]
+        self._headers = [
+            (field.name, field.alias.lower().encode("ascii")) for field in self.dependant.header_params
+        ]
 
     async def respond(self, call: Call) -> Response:
         """Answer one request, or raise what is wrong with it."""
@@ -207,13 +227,13 @@ class TaskRoute(PublicRoute):
         errors: list[dict[str, Any]] = []
         if self._body and (content or self._body_required):
             arguments["body"] = _validate("body", self._body, parse_json(content), errors)
-        parameters = _query_parameters(call.scope["query_string"], errors)
+        query: bytes = call.scope["query_string"]
         if self._query:
-            arguments["query"] = _validate("query", self._query, parameters, errors)
-        else:
+            arguments["query"] = self._queries.get(query) or self._read_query(self._query, query, errors)
+        elif query:
             errors += [
                 _invalid(("query", name), _MESSAGES["extra_forbidden"], "extra_forbidden")
-                for name in parameters
+                for name in _query_parameters(query, errors)
             ]
         if errors:
             raise ValidationFailed(_summary(errors), errors=errors[:_ERRORS_MAX])
@@ -233,10 +253,20 @@ class TaskRoute(PublicRoute):
                 headers={"WWW-Authenticate": challenge("insufficient_scope", scope=self._scope)},
             )
 
+    def _read_query(
+        self, model: type[BaseModel], query: bytes, errors: list[dict[str, Any]]
+    ) -> BaseModel | None:
+        found = _validate("query", model, _query_parameters(query, errors), errors)
+        if found is not None and not errors and len(query) <= _QUERY_MAX:
+            if len(self._queries) >= _QUERIES_MAX:
+                self._queries.clear()
+            self._queries[query] = found
+        return found
+
     async def _read(self, call: Call) -> bytes:
         """The body, once its media type is known to be good."""
-        media_type = call.headers.get("content-type")
-        announced = call.headers.get("content-length", "0") != "0" or "transfer-encoding" in call.headers
+        media_type = call.header(b"content-type")
+        announced = (call.header(b"content-length") or "0") != "0" or call.header(b"transfer-encoding")
         if media_type is not None and (announced or self._body_required):
             essence = media_type.partition(";")[0].strip().lower()
             if essence not in self._media_types:
@@ -396,10 +426,10 @@ def client_address(scope: Scope) -> str | None:
 
 def bearer_token(call: Call) -> str:
     """The token of the `Authorization` header (RFC 6750, section 2.1); a query string's is never read."""
-    values = call.headers.getlist("authorization")
-    if len(values) > 1:
+    value = call.header(b"authorization") or ""
+    if "," in value and len(call.headers.getlist("authorization")) > 1:
         raise TokenMalformed("There are two Authorization headers.")
-    scheme, _, token = (values[0] if values else "").strip().partition(" ")
+    scheme, _, token = value.strip().partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise TokenMissing("Send the header 'Authorization: Bearer <token>'.")
     return token.strip()
@@ -407,10 +437,10 @@ def bearer_token(call: Call) -> str:
 
 async def _read_body(call: Call, limit: int) -> bytes:
     """The whole body, counted as it arrives, whatever `Content-Length` claims."""
-    length = call.headers.get("content-length", "")
-    too_large = BodyTooLarge(f"The body is larger than {limit} bytes.")
+    length = call.header(b"content-length") or ""
+    too_large = f"The body is larger than {limit} bytes."
     if length.isascii() and length.isdigit() and int(length[:20]) > limit:
-        raise too_large
+        raise BodyTooLarge(too_large)
     body = b""
     while True:
         message = await call.receive()
@@ -419,14 +449,12 @@ async def _read_body(call: Call, limit: int) -> bytes:
         chunk: bytes = message.get("body", b"")
         body += chunk
         if len(body) > limit:
-            raise too_large
+            raise BodyTooLarge(too_large)
         if not message.get("more_body", False):
             return body
 
 
 def _query_parameters(query: bytes, errors: list[dict[str, Any]]) -> dict[str, str]:
-    if not query:
-        return {}
     parameters: dict[str, str] = {}
     for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
         if name in parameters:
