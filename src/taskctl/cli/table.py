@@ -1,6 +1,6 @@
 """Tasks as a table in a terminal: as wide as it is, in groups if asked for, readable without colour."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,8 +22,17 @@ if TYPE_CHECKING:
 _DETAILS = (Column.due, Column.priority, Column.project, Column.tags)
 """Shown beside the title, where any task has them."""
 
+_GAP = 2
+"""Cells between columns."""
+
 _TITLE_MIN = 24
 """With less room than this beside them, the details go below the title."""
+
+_FLOWING = (Column.title, Column.description)
+"""These columns share what the others leave."""
+
+_FOLDED = (Column.tags, Column.project, Column.every)
+"""These may take several lines where there is little room."""
 
 _HEADS = {Column.id: "ID", Column.status: "", Column.priority: "Prio"}
 
@@ -54,19 +63,23 @@ def print_table(
     here = _Here(now, zone, "utf" in console.encoding)
     columns = list(chosen) or _suiting(tasks)
     below: list[Column] = []
-    if not chosen and _room(tasks, columns, size.columns, here) < _TITLE_MIN:
+    widths = _widths(tasks, columns, here)
+    if not chosen and size.columns - sum(width + _GAP for width in widths.values()) < _TITLE_MIN:
         below = [column for column in columns if column in _DETAILS]
         columns = [column for column in columns if column not in below]
-    for number, (heading, members) in enumerate(_groups(tasks, group, here)):
+    groups = list(_groups(tasks, group, here))
+    for number, (heading, members) in enumerate(groups):
         if heading:
             console.print(f"{chr(10) if number else ''}{heading}", style="bold underline")
-        console.print(_table(members, columns, below, here, head=not heading))
+        aligned = widths if len(groups) > 1 else {}
+        console.print(_table(members, columns, below, here, aligned))
 
 
 def _suiting(tasks: Sequence["TaskDict"]) -> list[Column]:
     """The columns that have anything in them; for tasks without details, when they were changed."""
     details = [column for column in _DETAILS if any(_has(task, column) for task in tasks)]
-    return [Column.id, Column.status, Column.title, *(details or [Column.changed])]
+    state = [Column.status] if any(task["completed"] for task in tasks) else []
+    return [Column.id, *state, Column.title, *(details or [Column.changed])]
 
 
 def _has(task: "TaskDict", column: Column) -> bool:
@@ -74,13 +87,13 @@ def _has(task: "TaskDict", column: Column) -> bool:
     return task.get(member) not in (None, [], "none")
 
 
-def _room(tasks: Sequence["TaskDict"], columns: Iterable[Column], width: int, here: _Here) -> int:
-    """What the columns beside the title leave for it."""
-    for column in columns:
-        if column is not Column.title:
-            cells = [_head(column), *(_cell(task, column, here).plain for task in tasks)]
-            width -= max(map(_width, cells)) + 2
-    return width
+def _widths(tasks: Sequence["TaskDict"], columns: Iterable[Column], here: _Here) -> dict[Column, int]:
+    """How wide the columns are of themselves, but for those that share what is left."""
+    return {
+        column: max(map(_width, [_head(column), *(_cell(task, column, here).plain for task in tasks)]))
+        for column in columns
+        if column not in _FLOWING
+    }
 
 
 def _width(text: str) -> int:
@@ -98,20 +111,25 @@ def _table(
     columns: Sequence[Column],
     below: Sequence[Column],
     here: _Here,
-    *,
-    head: bool,
+    aligned: Mapping[Column, int],
 ) -> "Table":
+    """The tasks of a group; `aligned` has the widths that its columns share with those of other groups."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, header_style="bold", show_header=head, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(
+        box=None, header_style="bold", show_header=not aligned, pad_edge=False, padding=(0, _GAP, 0, 0)
+    )
     for column in columns:
-        if column in {Column.title, Column.description}:
-            table.add_column(_head(column), overflow="fold", ratio=1, min_width=10)
-        elif column in {Column.tags, Column.project, Column.every}:
-            table.add_column(_head(column), overflow="fold")
-        else:
-            table.add_column(_head(column), no_wrap=True, justify="right" if column is Column.id else "left")
+        flows = column in _FLOWING
+        table.add_column(
+            _head(column),
+            overflow="fold",
+            no_wrap=not (flows or column in _FOLDED),
+            ratio=1 if flows else None,
+            min_width=10 if flows else aligned.get(column),
+            justify="right" if column is Column.id else "left",
+        )
     for task in tasks:
         cells = [_cell(task, column, here) for column in columns]
         details = [cell for column in below if (cell := _cell(task, column, here))]

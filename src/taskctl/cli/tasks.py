@@ -41,6 +41,12 @@ def _add_changing(app: typer.Typer) -> None:
     changing.register(app)
 
 
+def _add_stats(app: typer.Typer) -> None:
+    from taskctl.cli import stats
+
+    app.command()(stats.stats)
+
+
 def _add_offline(app: typer.Typer) -> None:
     from taskctl.cli import offline
 
@@ -55,6 +61,7 @@ class _Tasks(LoadingGroup):
         ("edit",): _add_edit,
         ("done", "complete", "reopen", "rm", "delete", "restore"): _add_changing,
         ("undo", "sync"): _add_offline,
+        ("stats",): _add_stats,
     }
 
 
