@@ -45,7 +45,7 @@ def _fields(task: "TaskDict") -> list[tuple[str, str]]:
     if due_at:
         due = due_in_full(due_at, zone)
         glance = shown(task, Column.due, now, zone)
-        due += "" if glance in due else f"  ({glance})"
+        due += "" if glance[:1].isupper() else f"  ({glance})"  # which begins with a weekday, too
     repeats = shown(task, Column.every, now, zone)
     if repeats and task.get("time_zone"):
         repeats += f"  ({output.escaped(str(task['time_zone']))})"
