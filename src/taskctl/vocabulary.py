@@ -93,7 +93,7 @@ class Sort(StrEnum):
     priority = "priority"
     updated = "updated"
     created = "created"
-    title = "title"  # type: ignore[assignment] # hides a method of texts that nobody needs here
+    title = "title"  # type: ignore[assignment] # as `str.title`, which nobody asks of it
 
 
 class Order(StrEnum):

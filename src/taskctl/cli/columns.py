@@ -19,7 +19,7 @@ class Column(StrEnum):
 
     id = "id"
     status = "status"
-    title = "title"  # type: ignore[assignment] # hides a method of texts that nobody needs here
+    title = "title"  # type: ignore[assignment] # as `str.title`, which nobody asks of it
     due = "due"
     priority = "priority"
     tags = "tags"
