@@ -39,6 +39,7 @@ STEPS = [
     "0001 Accounts and tasks",
     "0002 Indexes for lists by status and for repeated creates",
     "0003 Due dates, priorities, tags, projects, recurrence, trash, and the log of changes",
+    "0005 Answers to bulk requests",
 ]
 """The migrations, as they are reported."""
 

@@ -1,9 +1,10 @@
 """What the fuzzer checks beyond its own: loaded by schemathesis itself, in its process, for `test_fuzz.py`.
 
 Some refusals no schema can tell. Four depend on what is stored: whether a version is stale, whether a key was
-used before, whether a cursor was given out, and whether a task that is to recur has a due date. One is a
-recurrence rule of the right form that makes no sense. The fuzzer's own check of accepted data takes them for
-faults, so it is replaced by one that knows them, by code and by what in the request asked for them.
+used before, whether a cursor was given out, and whether a task that is to recur has a due date; so does
+whether all of a bulk request can be done. One is a recurrence rule of the right form that makes no sense, one
+two operations on the same task. The fuzzer's own check of accepted data takes them for faults, so it is
+replaced by one that knows them, by code and by what in the request asked for them.
 """
 
 import json
@@ -19,7 +20,7 @@ OURS = {"me", os.environ.get("FUZZ_USER", "")}
 
 def state_forbids(case: schemathesis.Case, response: schemathesis.Response) -> bool:
     """Whether what is stored, and not the form of the request, led to this refusal."""
-    if response.status_code not in {400, 412, 422}:
+    if response.status_code not in {400, 410, 412, 422}:
         return False
     problem = json.loads(response.content)
     code = problem["code"]
@@ -28,11 +29,14 @@ def state_forbids(case: schemathesis.Case, response: schemathesis.Response) -> b
     return (
         (code == "version_conflict" and "if-match" in sent)
         or (code == "idempotency_key_reused" and "idempotency-key" in sent)
-        or (code == "bad_request" and "cursor" in (case.query or {}))
+        or (code == "bad_request" and not {"cursor", "since"}.isdisjoint(case.query or {}))
+        or (code == "changes_expired" and "since" in (case.query or {}))
         # A date that a recurrence needs may be in the task that a patch changes.
         or (case.method == "PATCH" and refused == [["body", "due_at"]])
         # A pattern has the form of a rule, and not what makes sense in it.
-        or refused == [["body", "recurrence"]]
+        or (bool(refused) and all(loc[0] == "body" and loc[-1] == "recurrence" for loc in refused))
+        or code == "bulk_refused"
+        or (bool(refused) and all(error["type"] == "repeated" for error in problem["errors"]))
     )
 
 

@@ -20,6 +20,7 @@ STATUSES = {
     ("get", "/api/v1/me"): COMMON - {"403"} | {"200"},
     ("get", "/api/v1/{user_id}/tasks"): COMMON | {"200", "400"},
     ("post", "/api/v1/{user_id}/tasks"): COMMON | {"201", "400", "413", "415"},
+    ("post", "/api/v1/{user_id}/tasks/bulk"): COMMON | {"200", "400", "413", "415"},
     ("get", "/api/v1/{user_id}/tasks/{task_id}"): COMMON | {"200", "304", "404"},
     ("put", "/api/v1/{user_id}/tasks/{task_id}"): COMMON | {"200", "400", "404", "412", "413", "415"},
     ("patch", "/api/v1/{user_id}/tasks/{task_id}"): COMMON | {"200", "400", "404", "412", "413", "415"},
@@ -27,6 +28,7 @@ STATUSES = {
     | {"200", "400", "404", "412", "413", "415"},
     ("delete", "/api/v1/{user_id}/tasks/{task_id}"): COMMON | {"204", "400", "404", "412"},
     ("post", "/api/v1/{user_id}/tasks/{task_id}/restore"): COMMON | {"200", "400", "404", "412"},
+    ("get", "/api/v1/{user_id}/changes"): COMMON | {"200", "400", "410"},
 }
 
 

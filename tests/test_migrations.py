@@ -119,7 +119,7 @@ DEFINED_INDEXES = """SELECT tablename, indexname, regexp_replace(indexdef, ' ON 
 
 @pytest.mark.parametrize(
     ("query", "count"),
-    [(COLUMNS, 31), (CONSTRAINTS, 32), (DEFINED_INDEXES, 6)],
+    [(COLUMNS, 36), (CONSTRAINTS, 34), (DEFINED_INDEXES, 7)],
     ids=["columns", "constraints", "indexes"],
 )
 def test_tables_and_migrations_make_the_same(settings, empty_database, query, count):
@@ -194,7 +194,7 @@ def test_database_of_another_program(settings, connection):
     for call in (lambda: upgrade(settings), lambda: downgrade(settings, "base")):
         with pytest.raises((UsageInvalid, MigrationFailed), match="ae1027a6acf"):
             call()
-    assert tables(connection) == {"account", "task", "change", "alembic_version"}
+    assert tables(connection) == {"account", "task", "change", "bulk", "alembic_version"}
 
 
 def test_sql_runs_by_hand(settings, connection, empty_database):

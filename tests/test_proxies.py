@@ -13,6 +13,7 @@ import pytest
 
 from conftest import free_port, make_user, until, wait_until_ready
 from load import PAUSE, TASKS, journal, variables
+from test_changes import Watcher, watching
 
 TCP = Path("/proc/net/tcp")
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -30,7 +31,7 @@ def configured(name, listen, ports):
     text = (DEPLOY / name).read_text(encoding="utf-8")
     for port, ours in zip((8080, 8001, 8002), (listen, *ports), strict=True):
         text, count = re.subn(rf"\b{port}\b", str(ours), text)
-        assert count == 1
+        assert count
     return text
 
 
@@ -92,11 +93,27 @@ def pair(launch, database_url, tmp_path):
         yield list(zip(servers, arguments, strict=True)), (first, second)
 
 
+def seen_all(url, user, watcher):
+    """Whether a watcher has seen the last of a user's changes, and none has come meanwhile."""
+    seen = watcher.last_id
+    page = httpx.get(f"{url}/api/v1/me/changes?since=now", headers=user.headers).json()
+    return seen == page["next_cursor"]
+
+
 def test_a_rolling_restart_is_not_noticed(launch, database_url, pair):
-    """Two servers are restarted in turn: each request through a proxy succeeds, each task is there once."""
+    """Two servers are restarted in turn: each request through a proxy succeeds, each task is there once.
+
+    Streams through the proxies come at once, go on elsewhere, and show each change once.
+    """
     servers, urls = pair
+    users = [make_user() for _ in urls]
+    watchers = [Watcher(user, url) for user, url in zip(users, urls, strict=True)]
     with ExitStack() as stack:
-        journals = [stack.enter_context(journal(url, make_user(), pause=PAUSE)) for url in urls]
+        stack.enter_context(watching(watchers))
+        journals = [
+            stack.enter_context(journal(url, user, pause=PAUSE))
+            for url, user in zip(urls, users, strict=True)
+        ]
         for server, arguments in servers:
             server.process.terminate()
             assert server.process.wait(timeout=30) == 0
@@ -105,6 +122,13 @@ def test_a_rolling_restart_is_not_noticed(launch, database_url, pair):
             wait_until_ready(launch(*arguments, **variables(database_url)))
             for each in journals:
                 each.more()
+        for each in journals:
+            each.stop()
+        for user, watcher in zip(users, watchers, strict=True):
+            until(lambda url=urls[0], user=user, watcher=watcher: seen_all(url, user, watcher))
+    for each in watchers:
+        assert each.numbers == list(range(1, len(each.numbers) + 1))
+        assert 2 <= each.connections <= 3
     for each in journals:
         assert each.failures == []
         each.check(database_url)

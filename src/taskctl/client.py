@@ -4,11 +4,12 @@ What the server sends is passed on, not validated: the server has, and a model w
 than the request takes. Standard library only.
 """
 
+import json
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self, TypedDict, cast
+from typing import TYPE_CHECKING, Any, NotRequired, Self, TypedDict, TypeVar, cast
 from urllib.parse import urlencode
 
 from taskctl import errors
@@ -18,10 +19,16 @@ from taskctl.contexts import TIMEOUT_DEFAULT
 from taskctl.transport import Transport, Try
 from taskctl.vocabulary import API_PREFIX, IDEMPOTENCY_KEY_MAX, PAGE_LIMIT_MAX, Order, Status
 
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
+
 RENEW_BEFORE = 60.0
 """Seconds before its expiry when a token is renewed."""
 
 _TASKS = f"{API_PREFIX}/me/tasks"
+_CHANGES = f"{API_PREFIX}/me/changes"
+
+_Answer = TypeVar("_Answer")
 
 
 class TaskDict(TypedDict):
@@ -45,6 +52,23 @@ class TaskDict(TypedDict):
     version: int
     created_at: str
     updated_at: str
+
+
+class ChangeDict(TypedDict):
+    """A change of a task, with the task as the change has left it."""
+
+    number: int
+    type: str
+    at: str
+    task: TaskDict
+
+
+class ChangePageDict(TypedDict):
+    """Changes in their order; `next_cursor` leads to those after them, now or later."""
+
+    items: list[ChangeDict]
+    next_cursor: str
+    more: bool
 
 
 class PageDict(TypedDict):
@@ -72,6 +96,15 @@ class ChangesDict(ContentDict, total=False):
     """A JSON merge patch (RFC 7396): left out means unchanged."""
 
     title: str
+
+
+class ResultDict(TypedDict):
+    """What has become of an operation of a bulk request."""
+
+    status: int
+    task: NotRequired[TaskDict]
+    replayed: NotRequired[bool]
+    problem: NotRequired[dict[str, Any]]
 
 
 class Client:
@@ -108,10 +141,13 @@ class Client:
     ) -> None:
         self.raw = b""
         """The body of the last answer about tasks, byte for byte."""
+        self.cursor: str | None = None
+        """After which change the last page or stream of changes has come to stand."""
         self.token = token
         """What is sent; another one after it has been renewed."""
         self._renew = renew
         self._renews_early = renew is not None
+        self._sleep = sleep
         self._transport = Transport(
             server_root(server, allow_http=allow_http),
             timeout=timeout,
@@ -197,12 +233,7 @@ class Client:
         Raises:
             UsageInvalid: the key is not 1 to 255 visible ASCII characters.
         """
-        key = os.urandom(16).hex() if idempotency_key is None else idempotency_key
-        if not re.fullmatch(rf"[\x21-\x7e]{{1,{IDEMPOTENCY_KEY_MAX}}}", key):
-            raise errors.UsageInvalid(
-                f"An idempotency key is 1 to {IDEMPOTENCY_KEY_MAX} visible ASCII characters."
-            )
-        return self._task("POST", "", {"title": title, **(content or {})}, headers={"Idempotency-Key": key})
+        return self._task("POST", "", {"title": title, **(content or {})}, headers=_key(idempotency_key))
 
     def read_task(self, task_id: int) -> TaskDict:
         """Read one task."""
@@ -237,6 +268,95 @@ class Client:
     def restore_task(self, task_id: int, *, if_version: int | None = None) -> TaskDict:
         """Take a task out of the trash; twice is as good as once."""
         return self._task("POST", f"/{task_id}/restore", if_version=if_version)
+
+    def bulk(
+        self,
+        operations: Sequence[Mapping[str, Any]],
+        *,
+        atomic: bool = True,
+        idempotency_key: str | None = None,
+    ) -> list[ResultDict]:
+        """Do up to 500 operations at once, each as docs/api.md has it; one result for each, in their order.
+
+        A key is always sent, as by `create_task`.
+
+        Args:
+            operations: no two about one task.
+            atomic: all or nothing; else each on its own, and a result tells whether it was done.
+            idempotency_key: the same key with the same operations returns the first answer.
+
+        Raises:
+            BulkRefused: all or nothing, and nothing was done; its member `results` tells why.
+            BodyTooLarge: send fewer at a time.
+            UsageInvalid: the key is not 1 to 255 visible ASCII characters.
+        """
+        body = {"atomic": atomic, "operations": list(operations)}
+        answer = self._object(self._send("POST", "/bulk", body, _key(idempotency_key)))
+        results = answer.get("results")
+        if not isinstance(results, list) or len(results) != len(operations):
+            raise self._unexpected("JSON that is no list of results")
+        return cast("list[ResultDict]", results)
+
+    def changes(self, since: str | None = None, *, limit: int | None = None) -> ChangePageDict:
+        """Changes after a cursor, at most `limit` (1-500).
+
+        Args:
+            since: a cursor; `now` for none but the present cursor; None for all that are kept.
+            limit: 100 when left out.
+
+        Raises:
+            ChangesExpired: what comes after the cursor is no longer kept: list the tasks, then go on from
+                a cursor that was fetched before.
+        """
+        given = urlencode({k: v for k, v in {"since": since, "limit": limit}.items() if v is not None})
+        page = self._object(self._send("GET", f"?{given}", resource=_CHANGES))
+        if not isinstance(page.get("items"), list) or not isinstance(page.get("next_cursor"), str):
+            raise self._unexpected("JSON that is no page of changes")
+        self.cursor = page["next_cursor"]
+        return cast("ChangePageDict", page)
+
+    def stream(
+        self, since: str | None = "now", *, on_beat: Callable[[], None] = lambda: None
+    ) -> Iterator[ChangeDict]:
+        """Changes as they happen, without an end; `cursor` says after which one to go on another time.
+
+        A connection that is lost is made again and nothing is missed. It is tried for the client's timeout at
+        first, and for a quarter of an hour once there was one.
+
+        Args:
+            since: as for `changes`.
+            on_beat: called whenever something comes that is no change, which is at least every half minute.
+
+        Raises:
+            ChangesExpired: as `changes`.
+        """
+        from taskctl import events  # noqa: PLC0415 - for the few that follow
+
+        def connect(patience: float | None) -> "HTTPResponse":
+            # What a stream was lost at goes before `since`.
+            last = {} if self.cursor is None else {"Last-Event-ID": self.cursor}
+            path = _CHANGES if since is None else f"{_CHANGES}?{urlencode({'since': since})}"
+            return self._signed(
+                lambda headers: self._transport.stream(
+                    path, headers=headers, silence=events.SILENCE_SECONDS, patience=patience
+                ),
+                last,
+            )
+
+        self.cursor = None
+        for event in events.follow(connect, self._sleep):
+            self.cursor = event.id or self.cursor
+            if not event.data:
+                on_beat()
+                continue
+            self.raw = event.data
+            try:
+                change = json.loads(event.data)
+            except ValueError:
+                change = None
+            if not isinstance(change, dict) or not isinstance(change.get("task"), dict):
+                raise self._unexpected("an event that is no change")
+            yield cast("ChangeDict", change)
 
     def me(self) -> dict[str, Any]:
         """Whom the server takes the token's bearer for, and how it knows.
@@ -278,18 +398,23 @@ class Client:
         *,
         resource: str = _TASKS,
     ) -> Answer:
-        path = resource + path
+        answer = self._signed(
+            lambda signed: self._transport.send(method, resource + path, body, headers=signed), headers
+        )
+        self.raw = answer.body
+        return answer
+
+    def _signed(self, ask: Callable[[dict[str, str]], _Answer], headers: Mapping[str, str] | None) -> _Answer:
+        """Ask with a token that is good, as far as one can be had."""
         if self._renew and self._renews_early:
             self._renew_early(self._renew)
         try:
-            answer = self._transport.send(method, path, body, headers=self._with_token(headers))
+            return ask(self._with_token(headers))
         except errors.TokenExpired:
             if self._renew is None:
                 raise
             self.token = self._renew(False)  # this clock is behind the server's
-            answer = self._transport.send(method, path, body, headers=self._with_token(headers))
-        self.raw = answer.body
-        return answer
+            return ask(self._with_token(headers))
 
     def _with_token(self, headers: Mapping[str, str] | None) -> dict[str, str]:
         bearer = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
@@ -323,3 +448,13 @@ class Client:
 
 def _condition(if_version: int | None) -> dict[str, str]:
     return {} if if_version is None else {"If-Match": f'"{if_version}"'}
+
+
+def _key(given: str | None) -> dict[str, str]:
+    """The header that makes a repeat do nothing more; a fresh key where none is given."""
+    key = os.urandom(16).hex() if given is None else given
+    if not re.fullmatch(rf"[\x21-\x7e]{{1,{IDEMPOTENCY_KEY_MAX}}}", key):
+        raise errors.UsageInvalid(
+            f"An idempotency key is 1 to {IDEMPOTENCY_KEY_MAX} visible ASCII characters."
+        )
+    return {"Idempotency-Key": key}

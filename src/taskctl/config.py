@@ -36,7 +36,7 @@ from taskctl.setting import (
     setting,
 )
 from taskctl.trust import TrustSettings
-from taskctl.vocabulary import Environment
+from taskctl.vocabulary import HEARTBEAT_MAX, Environment
 
 _HOST = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
 _MIN_METRICS_TOKEN = 16
@@ -188,6 +188,45 @@ class ServerSettings(TrustSettings):
         description="Requests share connections, in libpq's pipeline mode; never where a pooler stands in "
         "front.",
     )
+    changes_days: int = setting(
+        "TASKCTL_CHANGES_DAYS",
+        30,
+        expects="a whole number from 1 to 3650",
+        within=(1, 3650),
+        description="For how many days changes are kept; who has not asked for so long gets 410 "
+        "`changes_expired`.",
+    )
+    streams: int = setting(
+        "TASKCTL_STREAMS",
+        1000,
+        expects="a whole number from 0 to 100000",
+        within=(0, 100_000),
+        description="The most streams of changes, per process; beyond it 503 `overloaded`.",
+    )
+    streams_per_user: int = setting(
+        "TASKCTL_STREAMS_PER_USER",
+        5,
+        expects="a whole number from 1 to 10000",
+        within=(1, 10_000),
+        description="The most streams of one user, per process; beyond it 429 `too_many_streams`.",
+    )
+    stream_heartbeat: Seconds = setting(
+        "TASKCTL_STREAM_HEARTBEAT",
+        15.0,
+        expects="seconds from 0.1 to 30",
+        within=(0.1, HEARTBEAT_MAX),
+        shown="15 s",
+        description="How long a stream may be silent before a heartbeat is sent on it.",
+    )
+    stream_poll: Seconds = setting(
+        "TASKCTL_STREAM_POLL",
+        2.0,
+        expects="seconds from 0.05 to 600",
+        within=(0.05, 600),
+        shown="2 s",
+        description="How often a stream looks for changes where PostgreSQL cannot tell of them, as behind a "
+        "pooler.",
+    )
     max_body: Bytes = setting(
         "TASKCTL_MAX_BODY",
         256 * 1024,
@@ -210,13 +249,6 @@ class ServerSettings(TrustSettings):
         expects="a whole number of days from 0 to 36500",
         within=(0, 36500),
         description="How many days a deleted task can be restored, before it is purged.",
-    )
-    changes_days: int = setting(
-        "TASKCTL_CHANGES_DAYS",
-        30,
-        expects="a whole number of days from 0 to 36500",
-        within=(0, 36500),
-        description="How many days a change can be read back, before it is purged.",
     )
     purge_interval: Seconds = setting(
         "TASKCTL_PURGE_INTERVAL",

@@ -4,10 +4,11 @@ A class carries what never changes (its code, HTTP status and exit code; its doc
 sentence); an instance carries what happened this time. Codes are stable: clients may rely on them.
 
     TaskctlError
-    ├── BadRequest, BodyTooLarge, UnsupportedMediaType, ValidationFailed, IdempotencyKeyReused
+    ├── BadRequest, BodyTooLarge, UnsupportedMediaType, ValidationFailed, IdempotencyKeyReused, BulkRefused
     ├── Unauthenticated ── TokenMissing, TokenMalformed, TokenExpired, …
     ├── Forbidden ── NotYourTasks, InsufficientScope
-    ├── TaskNotFound, RouteNotFound, MethodNotAllowed, VersionConflict, RateLimited
+    ├── TaskNotFound, RouteNotFound, MethodNotAllowed, ChangesExpired, VersionConflict
+    ├── RateLimited, TooManyStreams
     ├── InternalError
     ├── Unavailable ── DatabaseUnavailable, StatementTimeout, Overloaded, ShuttingDown, NotReady, …
     └── LocalError ── UsageInvalid, SettingsInvalid, ServerUnreachable, … (never sent over HTTP)
@@ -103,6 +104,12 @@ class IdempotencyKeyReused(TaskctlError):
     code, status, exit_code = "idempotency_key_reused", 422, 6
 
 
+class BulkRefused(TaskctlError):
+    """An operation cannot be done, so none was."""
+
+    code, status, exit_code = "bulk_refused", 422, 6
+
+
 # 401: RFC 6750, section 3.1.
 
 
@@ -193,7 +200,7 @@ class InsufficientScope(Forbidden):
     code = "insufficient_scope"
 
 
-# 404, 405, 412, 429
+# 404, 405, 410, 412, 429
 
 
 class TaskNotFound(TaskctlError):
@@ -214,6 +221,12 @@ class MethodNotAllowed(TaskctlError):
     code, status = "method_not_allowed", 405
 
 
+class ChangesExpired(TaskctlError):
+    """Changes after this cursor are no longer kept; read the tasks again."""
+
+    code, status, exit_code = "changes_expired", 410, 5
+
+
 class VersionConflict(TaskctlError):
     """The task is not at the version that was asked for."""
 
@@ -224,6 +237,12 @@ class RateLimited(TaskctlError):
     """Too many requests; try again later."""
 
     code, status, exit_code = "rate_limited", 429, 7
+
+
+class TooManyStreams(TaskctlError):
+    """This user has as many streams open as the server allows."""
+
+    code, status, exit_code = "too_many_streams", 429, 7
 
 
 # 500, 503

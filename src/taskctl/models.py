@@ -30,6 +30,8 @@ from typing_extensions import TypeAliasType
 
 from taskctl.recurrence import check
 from taskctl.vocabulary import (
+    CHANGES_LIMIT_DEFAULT,
+    CHANGES_LIMIT_MAX,
     DESCRIPTION_MAX,
     EXTRA_MAX,
     PAGE_LIMIT_DEFAULT,
@@ -40,6 +42,7 @@ from taskctl.vocabulary import (
     TAGS_MAX,
     TIME_ZONE_MAX,
     TITLE_MAX,
+    ChangeType,
     Order,
     Priority,
     Status,
@@ -388,6 +391,36 @@ class ListQuery(Body):
     order: Order = Field(Order.asc, description="By id.")
 
 
+class Change(BaseModel):
+    """A change of a task."""
+
+    number: int = Field(ge=1, description="Counted per user in the order of the changes; there may be gaps.")
+    type: ChangeType
+    at: Timestamp
+    task: Task = Field(description="The task as this change has left it.")
+
+
+class ChangePage(BaseModel):
+    """Changes in their order."""
+
+    items: list[Change]
+    next_cursor: str = Field(description="Send it as `since` to go on after these.")
+    more: bool = Field(description="Whether there are changes after these already.")
+
+
+class ChangesQuery(Body):
+    """The parameters of the log of changes."""
+
+    since: str | SkipJsonSchema[None] = Field(
+        None,
+        description="A `next_cursor`, or `now`: from this moment on. Left out: from the oldest that is kept.",
+        json_schema_extra={"pattern": "^(now|[A-Za-z0-9_-]{20})$"},
+    )
+    limit: Annotated[int, BeforeValidator(_digits)] = Field(
+        CHANGES_LIMIT_DEFAULT, ge=1, le=CHANGES_LIMIT_MAX, description="A page of long tasks holds fewer."
+    )
+
+
 class Invalid(BaseModel):
     """One thing that is wrong with a request."""
 
@@ -409,6 +442,9 @@ class Problem(BaseModel):
     errors: list[Invalid] = Field(default=[], description="With validation_failed: each thing that is wrong.")
     current_version: int | None = Field(None, description="With version_conflict: the task's version.")
     checks: dict[str, Any] = Field(default={}, description="With not_ready: what was checked.")
+    results: list[dict[str, Any]] = Field(
+        default=[], description="With bulk_refused: as in the answer of a bulk request."
+    )
 
 
 class VerifiedBy(BaseModel):

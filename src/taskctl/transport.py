@@ -32,6 +32,8 @@ BACKOFF_FIRST, BACKOFF_MAX = 0.1, 5.0
 ANSWER_MAX = 64 << 20
 """Bytes in an answer: more than a page of the longest tasks takes."""
 
+EVENT_STREAM = "text/event-stream"
+
 _TRY_AGAIN = frozenset({429, 502, 503, 504})
 _GATEWAY_LOST_IT = frozenset({502, 504})
 
@@ -184,6 +186,62 @@ class Transport:
                 self._tell(request, str(answer.status), started, number)
                 return answer
 
+    def stream(
+        self, path: str, *, headers: Mapping[str, str], silence: float, patience: float | None = None
+    ) -> http.client.HTTPResponse:
+        """Ask for an answer that has no end, on a connection of its own, and return it once it begins.
+
+        Whoever reads it closes it, and gets an OSError or HTTPException when the connection is lost.
+
+        Args:
+            path: below the server's root, with its query.
+            headers: beyond those that every request has.
+            silence: seconds that a wait for the answer's next byte may last.
+            patience: seconds until no further try is made to get it; those of any request when left out.
+
+        Raises:
+            TaskctlError: as `send`.
+        """
+        deadline = self._clock() + (self._timeout if patience is None else patience)
+        number = 1
+        while True:
+            started = self._clock()
+            try:
+                response = self._begin_stream(path, headers, silence)
+            except _Failed as failure:
+                request = _Request("GET", path, headers, None)
+                self._tell(request, f"{failure.status or ''} {failure.error.code}".strip(), started, number)
+                if not failure.again:
+                    raise failure.error from failure.__cause__
+                number += 1
+                self._pause(number, failure, deadline)
+            else:
+                self._tell(_Request("GET", path, headers, None), str(response.status), started, number)
+                return response
+
+    def _begin_stream(
+        self, path: str, headers: Mapping[str, str], silence: float
+    ) -> http.client.HTTPResponse:
+        connection, before_path, usual = _connection(self.server)
+        connection.timeout = TRY_TIMEOUT
+        sent = False
+        try:
+            connection.connect()
+            sent, link = True, connection.sock
+            connection.request("GET", before_path + path, None, {**usual, **headers, "Accept": EVENT_STREAM})
+            response = connection.getresponse()
+            if response.status == HTTPStatus.OK and response.headers.get_content_type() == EVENT_STREAM:
+                link.settimeout(silence)
+                link.close()  # what was read from it keeps it open until that is closed, too
+                return response
+            answer = self._read(response, self._clock() + TRY_TIMEOUT)
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise self._failed(error, sent=sent) from error
+        connection.close()
+        self._judge(answer)
+        raise _Failed(unexpected_kind(self.server, answer, self._kind), status=answer.status)
+
     def _pause(self, number: int, failure: _Failed, deadline: float) -> None:
         """Wait before try `number`, or raise the failure's error where that would pass the deadline.
 
@@ -215,22 +273,25 @@ class Transport:
                 url = self._before_path + request.path
                 connection.request(request.method, url, request.content, request.headers)
             answer = self._read(connection.getresponse(), deadline)
-        except TimeoutError as error:
-            timed_out = errors.ServerTimedOut(f"{self.server} did not answer in time.")
-            raise _Failed(timed_out, again=True, sent=sent) from error
-        except (ConnectionError, http.client.IncompleteRead, ssl.SSLEOFError) as error:
-            raise _Failed(self._unreachable(error, sent=sent), again=True, sent=sent) from error
-        except http.client.HTTPException as error:
-            other = unexpected(self.server, "something other than HTTP", self._kind)
-            raise _Failed(other, sent=sent) from error
-        except OSError as error:
-            # Some versions of Python keep a refused tunnel's socket in the frames of the error.
-            traceback.clear_frames(error.__traceback__)
-            # A name that does not exist or a certificate that does not hold will not mend itself.
-            again = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
-            raise _Failed(self._unreachable(error, sent=sent), again=again, sent=sent) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise self._failed(error, sent=sent) from error
         self._judge(answer)
         return answer
+
+    def _failed(self, error: OSError | http.client.HTTPException, *, sent: bool) -> _Failed:
+        """What it means that a try has ended in this error."""
+        if isinstance(error, TimeoutError):
+            timed_out = errors.ServerTimedOut(f"{self.server} did not answer in time.")
+            return _Failed(timed_out, again=True, sent=sent)
+        if isinstance(error, (ConnectionError, http.client.IncompleteRead, ssl.SSLEOFError)):
+            return _Failed(self._unreachable(error, sent=sent), again=True, sent=sent)
+        if isinstance(error, http.client.HTTPException):
+            return _Failed(unexpected(self.server, "something other than HTTP", self._kind), sent=sent)
+        # Some versions of Python keep a refused tunnel's socket in the frames of the error.
+        traceback.clear_frames(error.__traceback__)
+        # A name that does not exist or a certificate that does not hold will not mend itself.
+        again = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
+        return _Failed(self._unreachable(error, sent=sent), again=again, sent=sent)
 
     def _limit(self, deadline: float) -> None:
         """Let the next wait on the socket last until the deadline, but no longer than one try may wait."""

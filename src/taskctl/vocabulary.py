@@ -40,10 +40,21 @@ IDEMPOTENCY_KEY_MAX = 255
 TASK_ID_MAX = 2**63 - 1
 """The largest PostgreSQL `bigint`."""
 
+BULK_MAX = 500
+"""Operations of a bulk request."""
+
 PAGE_LIMIT_MAX = 200
 """Tasks on one page of a list."""
 
 PAGE_LIMIT_DEFAULT = 50
+
+CHANGES_LIMIT_MAX = 500
+"""Changes on one page of the log."""
+
+CHANGES_LIMIT_DEFAULT = 100
+
+HEARTBEAT_MAX = 30.0
+"""Seconds for which a stream of changes is silent at the most, so that a client knows a dead one."""
 
 MIN_SECRET_BYTES = 32
 """Shortest secret for HS256 (RFC 7518, section 3.2)."""
@@ -101,6 +112,17 @@ class Order(StrEnum):
 
     asc = "asc"
     desc = "desc"
+
+
+class ChangeType(StrEnum):
+    """What has become of a task."""
+
+    created = "created"
+    changed = "changed"
+    completed = "completed"
+    reopened = "reopened"
+    deleted = "deleted"
+    restored = "restored"
 
 
 class Scope(StrEnum):

@@ -41,6 +41,12 @@ def _add_changing(app: typer.Typer) -> None:
     changing.register(app)
 
 
+def _add_watch(app: typer.Typer) -> None:
+    from taskctl.cli import watch
+
+    app.command()(watch.watch)
+
+
 def _add_stats(app: typer.Typer) -> None:
     from taskctl.cli import stats
 
@@ -62,6 +68,7 @@ class _Tasks(LoadingGroup):
         ("done", "complete", "reopen", "rm", "delete", "restore"): _add_changing,
         ("undo", "sync"): _add_offline,
         ("stats",): _add_stats,
+        ("watch",): _add_watch,
     }
 
 

@@ -15,15 +15,17 @@ from taskctl import __version__
 from taskctl.config import ServerSettings
 from taskctl.errors import DatabaseUnavailable, Overloaded, SettingsInvalid
 from taskctl.jwks import OK, Fetch
+from taskctl.server.call import Service
 from taskctl.server.database import Database, check_url
 from taskctl.server.draining import Refusal
+from taskctl.server.feed import Feed
 from taskctl.server.limits import Limiter
 from taskctl.server.metrics import SAMPLING_SECONDS, Metrics, shared_directory
 from taskctl.server.middleware import Cors, Envelope, Hosts, Problems, refuse
 from taskctl.server.purge import keep_purging
-from taskctl.server.routes import me, pages, probes, tasks
+from taskctl.server.routes import bulk, changes, me, pages, probes, tasks
 from taskctl.server.routes import metrics as metrics_route
-from taskctl.server.routing import PROBLEM, Service, Shortcut
+from taskctl.server.routing import PROBLEM, Shortcut
 from taskctl.server.tracing import Tracing
 from taskctl.setting import Metrics as MetricsAccess
 from taskctl.tokens import create_verifier
@@ -101,7 +103,7 @@ def create_app(settings: ServerSettings) -> Application:
     )
     app.state.service = service
     # Added as they are rather than included: an included router matches each request twice.
-    for router in (me.router, tasks.router, probes.router):
+    for router in (me.router, bulk.router, tasks.router, changes.router, probes.router):
         app.router.routes.extend(router.routes)
     if service.metrics is not None:
         metrics_route.add_metrics(app)
@@ -126,6 +128,7 @@ def _create_service(settings: ServerSettings) -> Service:
         metrics=metrics,
         tracing=None if settings.traces == "off" else Tracing(),
         started=time.monotonic(),
+        feed=Feed(settings, settings.database_url.get_secret_value()),
     )
 
 
@@ -135,6 +138,7 @@ async def _running(service: Service) -> AsyncIterator[None]:
     metrics, key_set = service.metrics, service.verifier.key_set
     await service.database.open()
     purging = asyncio.create_task(keep_purging(service.settings, service.database))
+    service.feed.open()
     if key_set is not None:
         key_set.start()
         if metrics is not None:  # only now: an application that never starts has no keys to show
@@ -149,6 +153,7 @@ async def _running(service: Service) -> AsyncIterator[None]:
         if key_set is not None:
             await key_set.close()
         await service.limiter.close()
+        await service.feed.close()
         await service.database.close()
         if service.tracing is not None:
             await service.tracing.close()

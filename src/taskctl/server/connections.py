@@ -58,6 +58,8 @@ class Admission:
         self._slow_since = self._slow_at = -math.inf
         self.arriving = 0
         """Requests that were begun and whose body is not whole: they cost no work yet."""
+        self.lasting = 0
+        """Answers that have no end of their own: between what they send they cost no work."""
 
     def admits(self, in_hand: int) -> bool:
         """Whether another request may be begun beside those that are in hand."""
@@ -155,6 +157,7 @@ class Connection(HttpToolsProtocol):
         self._refuse = refuse
         self._counted = False
         self._refused = False
+        self._lasting = False
         self._arrived_at = time.monotonic()
         self._arriving = True
         self._in_head = True
@@ -181,7 +184,9 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self._arriving = True
         self._in_head, self._head_bytes = True, 0
-        cast("dict[str, Any]", self.scope)["taskctl.kept_alive"] = self.cycle is not None
+        scope = cast("dict[str, Any]", self.scope)
+        scope["taskctl.kept_alive"] = self.cycle is not None
+        scope["taskctl.lasts"] = self._lasts
 
     def on_headers_complete(self) -> None:
         """Note that line and headers are whole."""
@@ -189,7 +194,7 @@ class Connection(HttpToolsProtocol):
         admission = self._admission
         if not (
             self._follows_another()
-            or admission.admits(len(self.tasks) - admission.arriving)
+            or admission.admits(len(self.tasks) - admission.arriving - admission.lasting)
             or self.url in _ALWAYS_ADMITTED
         ):
             self._refused = True
@@ -292,19 +297,33 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Note how long it took, and go on with the next."""
-        self._admission.ended(time.monotonic() - self._arrived_at)
+        if not self._ended():
+            self._admission.ended(time.monotonic() - self._arrived_at)
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End, and expect nothing more."""
         self._forget()
         self._arrived()
+        self._ended()
         super().connection_lost(exc)
 
     def _arrived(self) -> None:
         if self._counted:
             self._counted = False
             self._admission.arriving -= 1
+
+    def _lasts(self) -> None:
+        """Take the answer for one that goes on until somebody ends it."""
+        if not self._lasting and not self.transport.is_closing():
+            self._lasting = True
+            self._admission.lasting += 1
+
+    def _ended(self) -> bool:
+        """Whether the answer was of that kind; it is one no more."""
+        lasted, self._lasting = self._lasting, False
+        self._admission.lasting -= lasted
+        return lasted
 
     def _watch(self) -> None:
         cycle = cast("RequestResponseCycle | None", self.cycle)

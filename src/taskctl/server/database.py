@@ -116,12 +116,14 @@ class Database:
         row = await self.fetch(CONNECTION_LIMIT, {})
         if row is None or self._sessions.pooled:
             return None
-        wanted, limit = workers * self._settings.pool_size, row[0]
+        # One more than the pool, which listens for changes.
+        wanted, limit = workers * (self._settings.pool_size + 1), row[0]
         if wanted <= limit:
             return None
         return (
-            f"TASKCTL_POOL_SIZE ({self._settings.pool_size}) times {workers} processes is {wanted}, and "
-            f"PostgreSQL has {limit} connections to give: lower it, raise max_connections, or use a pooler"
+            f"TASKCTL_POOL_SIZE ({self._settings.pool_size}) and one, times {workers} processes, is "
+            f"{wanted}, and PostgreSQL has {limit} connections to give: lower it, raise max_connections, or "
+            "use a pooler"
         )
 
     async def ping(self) -> float:

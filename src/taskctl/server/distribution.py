@@ -16,7 +16,7 @@ from taskctl.server import migrations
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-_TABLES = ("account", "task", "change")
+_TABLES = ("account", "task", "change", "bulk")
 """In this order: the others are put where the first one's users are."""
 
 _COLUMN = "user_id"

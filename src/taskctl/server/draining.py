@@ -18,7 +18,7 @@ class Drain:
     """It was told to end: `/readyz` says 503, and everything else is served as ever."""
 
     closed: bool = False
-    """It listens no more: only what has begun is finished."""
+    """It listens no more: only what has begun is finished, and what has no end of its own is ended."""
 
 
 class Refusal:

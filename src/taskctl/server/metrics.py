@@ -48,7 +48,7 @@ class Metrics:
         self._directory = shared_directory()
         self._pool = pool
         self._registry = registry = CollectorRegistry()
-        self.in_flight = 0
+        self.in_flight = self.streams = 0
         self._requests = Counter(
             "taskctl_http_requests",
             "Requests that were answered.",
@@ -110,6 +110,7 @@ class Metrics:
             name: Gauge(f"taskctl_{name}", text, multiprocess_mode="livesum", registry=registry)
             for name, text in (
                 ("http_requests_in_flight", "Requests that are being answered, this one included."),
+                ("streams", "Streams of changes that are open; they are no requests in flight."),
                 ("pool_connections_max", "Connections to the database that there may be."),
                 ("pool_connections", "Connections to the database that there are."),
                 ("pool_connections_idle", "Connections that no statement uses."),
@@ -191,6 +192,7 @@ class Metrics:
         pool = self._pool()
         for name, value in (
             ("http_requests_in_flight", self.in_flight),
+            ("streams", self.streams),
             ("pool_connections_max", pool["max"]),
             ("pool_connections", pool["open"]),
             ("pool_connections_idle", pool["idle"]),

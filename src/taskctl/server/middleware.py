@@ -31,14 +31,9 @@ from taskctl.errors import (
     Unavailable,
 )
 from taskctl.server import logs
-from taskctl.server.routing import (
-    PROBLEM,
-    Exchange,
-    Service,
-    challenge,
-    client_address,
-    path_as_sent,
-)
+from taskctl.server.authentication import challenge
+from taskctl.server.call import Exchange, Service, client_address, path_as_sent
+from taskctl.server.routing import PROBLEM
 from taskctl.server.tracing import trace_id
 
 log: Any = structlog.get_logger()
@@ -55,6 +50,7 @@ _REQUEST_HEADERS = (
     "Idempotency-Key",
     "If-Match",
     "If-None-Match",
+    "Last-Event-ID",
     "X-Request-ID",
 )
 _RESPONSE_HEADERS = (
@@ -110,7 +106,7 @@ class Envelope:
                 size += len(message.get("body", b""))
             await send(message)
 
-        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        inner = {**scope, "method": "GET", "taskctl.head": True} if scope["method"] == "HEAD" else scope
         metrics, tracing = self._metrics, self._tracing
         if metrics is not None:
             metrics.in_flight += 1
@@ -123,7 +119,9 @@ class Envelope:
             route = getattr(inner.get("route"), "path", None)
             if metrics is not None:
                 metrics.in_flight -= 1
-                metrics.request_ended(scope["method"], route, status, seconds)
+                # Of a stream it is told how soon it began, as how long it lasts is its reader's choice.
+                answering = seconds if exchange.began is None else exchange.began - exchange.started
+                metrics.request_ended(scope["method"], route, status, answering)
             if tracing is not None:
                 tracing.end(
                     exchange.span, route=route, status=status, answered=status != _CLIENT_CLOSED_REQUEST

@@ -123,6 +123,7 @@ class Server(uvicorn.Server):
             server.close()
         self._listener.close()
         self._drain.closed = True
+        self._app.state.service.feed.end()
         state = self.server_state
         linger = time.monotonic() + _LINGER_SECONDS
         await self._while(lambda: state.connections and (state.tasks or time.monotonic() < linger), deadline)

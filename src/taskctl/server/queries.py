@@ -296,6 +296,42 @@ def _list(status: Status, order: Order) -> Statement:
 LIST_TASKS = {(status, order): _list(status, order) for status in Status for order in Order}
 """-> the page's tasks as JSON, comma-separated, or null when there are none; the next page's first id."""
 
+CHANGE_SEPARATOR = b"\x1e"
+"""Between the changes of a page; no JSON text holds it (RFC 7464)."""
+
+READ_CHANGES = Statement(
+    "read_changes",
+    f"""
+    SELECT coalesce((SELECT last_change FROM account WHERE user_id = %(user_id)s), 0),
+           (SELECT number FROM change WHERE user_id = %(user_id)s ORDER BY number LIMIT 1),
+           string_agg(
+               (SELECT concat(number, ' ', type, ' ', row_to_json(wire))
+                FROM (SELECT number, type, {_moment("at")}, task) AS wire),
+               E'\\x1e' ORDER BY number
+           ) FILTER (WHERE fits),
+           max(number) FILTER (WHERE fits),
+           count(*) FILTER (WHERE NOT fits) > 0
+    FROM (
+        SELECT number, type, at, task,
+               row_number() OVER sofar <= %(limit)s::bigint
+               AND sum(size) OVER sofar - size < %(bytes)s::bigint AS fits
+        FROM (
+            SELECT number, type, at, task, octet_length(task::text) AS size
+            FROM change WHERE user_id = %(user_id)s AND number > %(after)s::bigint
+            ORDER BY number LIMIT %(limit)s::bigint + 1
+        ) AS following
+        WINDOW sofar AS (ORDER BY number)
+    ) AS page
+    """,
+    reads_only=True,
+)
+"""The changes after a number, up to a number of them and about so many bytes, at least one.
+
+-> the last number that was taken, the oldest that is kept, the page's changes (number, type and JSON, with a
+space between them) or null when there are none, the last one's number, whether there are more. All of one
+moment: every change up to the last number that was taken is in the log or has been purged from it.
+"""
+
 READ_REVISION = Statement(
     "read_revision",
     "SELECT version_num::text, current_setting('transaction_read_only') = 'on' FROM alembic_version",

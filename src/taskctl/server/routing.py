@@ -9,44 +9,32 @@ read before the token is good.
 import inspect
 import json
 import re
-import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from typing import Any, get_args
 from urllib.parse import parse_qsl
 
 import structlog
-from fastapi import Request, Response
+from fastapi import Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from taskctl import strict_json, vocabulary
-from taskctl.config import ServerSettings
 from taskctl.errors import (
-    AuthKeysUnavailable,
     BadRequest,
     BodyTooLarge,
     Forbidden,
     InsufficientScope,
     NotYourTasks,
-    TokenMalformed,
-    TokenMissing,
-    Unauthenticated,
-    Unavailable,
     UnsupportedMediaType,
     ValidationFailed,
 )
-from taskctl.server.database import Database
-from taskctl.server.draining import Drain
-from taskctl.server.limits import Limiter
-from taskctl.server.metrics import Metrics
-from taskctl.server.queries import Statement
-from taskctl.server.sessions import Row
-from taskctl.server.tracing import Tracing, trace_id
-from taskctl.tokens import Identity, Verifier, shorten, unverified
+from taskctl.server.authentication import authenticate, challenge, log_refusal
+from taskctl.server.call import Call
+from taskctl.tokens import Identity
 
 log: Any = structlog.get_logger()
 
@@ -63,7 +51,6 @@ _MESSAGES = {"extra_forbidden": "There is nothing of this name.", "missing": "Th
 """Said in place of pydantic's own words."""
 
 _READING = frozenset({"GET", "HEAD"})
-_SIMPLE = re.compile(r"[ -~]{0,64}")
 _TASK_ID = re.compile(r"[1-9][0-9]{0,18}")
 _QUERIES_MAX, _QUERY_MAX = 1000, 200
 """How many query strings each route remembers, and of what length."""
@@ -73,99 +60,6 @@ _ERRORS_MAX = 20
 
 _LOC_MAX = 64
 """Characters of a member's name that an error repeats."""
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """What the endpoints work with; made once by `create_app`."""
-
-    settings: ServerSettings
-    database: Database
-    verifier: Verifier
-    limiter: Limiter
-    metrics: Metrics | None
-    """None where they are off."""
-    tracing: Tracing | None
-    """None where there are no traces."""
-    started: float
-    """`time.monotonic()` when the process started to serve."""
-    drain: Drain = field(default_factory=Drain)
-
-
-class Exchange:
-    """What is known of one request for its answer's headers and its line in the log."""
-
-    __slots__ = (
-        "answered",
-        "database_seconds",
-        "fields",
-        "rate_limit",
-        "request_id",
-        "service",
-        "span",
-        "started",
-        "user_id",
-    )
-
-    def __init__(self, service: Service, fields: Mapping[bytes, bytes], request_id: str) -> None:
-        self.service = service
-        self.fields = fields
-        """The request's headers by lower-case name; several of one name as one list (RFC 9110, 5.3)."""
-        self.request_id = request_id
-        self.started = time.perf_counter()
-        self.answered = False
-        """Whether the answer has begun."""
-        self.database_seconds: float | None = None
-        self.user_id: str | None = None
-        self.rate_limit: str | None = None
-        """The `RateLimit` header."""
-        self.span: Any = None
-        """The request's span, where there are traces."""
-
-    @property
-    def names(self) -> dict[str, str]:
-        """What the log's events of this request have in common."""
-        names = {"request_id": self.request_id}
-        return names if self.span is None else names | {"trace_id": trace_id(self.span)}
-
-
-class Call(Request):
-    """A request as endpoints see it: the service behind it, and the user whose tasks it is about."""
-
-    identity: Identity
-
-    @property
-    def service(self) -> Service:
-        """What `create_app` made."""
-        exchange: Exchange = self.scope["taskctl.exchange"]
-        return exchange.service
-
-    def header(self, name: bytes) -> str | None:
-        """The value of a header, whose name is in lower case; of several, all."""
-        value: bytes | None = self.scope["taskctl.exchange"].fields.get(name)
-        return None if value is None else value.decode("latin-1")
-
-    async def fetch(self, statement: Statement, **parameters: Any) -> Row | None:
-        """Run a statement for this user; raises as `Database.fetch`. Its time goes into `Server-Timing`."""
-        exchange: Exchange = self.scope["taskctl.exchange"]
-        service = self.service
-        metrics = service.metrics
-        failure = None
-        started = time.perf_counter()
-        try:
-            return await service.database.fetch(statement, {"user_id": self.identity.user_id, **parameters})
-        except Unavailable as error:
-            failure = error.code
-            if metrics is not None:
-                metrics.statement_failed(statement.name, failure)
-            raise
-        finally:
-            seconds = time.perf_counter() - started
-            exchange.database_seconds = (exchange.database_seconds or 0) + seconds
-            if metrics is not None:
-                metrics.statement_ended(statement.name, seconds)
-            if service.tracing is not None:
-                service.tracing.statement(exchange.span, statement.name, seconds, failure)
 
 
 class PublicRoute(APIRoute):
@@ -214,13 +108,13 @@ class TaskRoute(PublicRoute):
     async def respond(self, call: Call) -> Response:
         """Answer one request, or raise what is wrong with it."""
         path = call.path_params
-        call.identity = identity = await _authenticate(call)
+        call.identity = identity = await authenticate(call)
         try:
             self._authorize(identity, path.get("user_id", "me"))
         except Forbidden as error:
             if call.service.metrics is not None:
                 call.service.metrics.authenticated(error.code)
-            _log_refusal(call, error, sub=identity.user_id, kid=identity.key_id, alg=identity.algorithm)
+            log_refusal(call, error, sub=identity.user_id, kid=identity.key_id, alg=identity.algorithm)
             raise
         content = await self._read(call) if self._body else b""
         arguments: dict[str, Any] = {}
@@ -236,7 +130,7 @@ class TaskRoute(PublicRoute):
                 for name in _query_parameters(query, errors)
             ]
         if errors:
-            raise ValidationFailed(_summary(errors), errors=errors[:_ERRORS_MAX])
+            raise invalid(errors)
         if "task_id" in path:
             arguments["task_id"] = _task_id(path["task_id"])
         for name, alias in self._headers:
@@ -305,23 +199,13 @@ class Shortcut:
         if scope["type"] == "http" and not scope.get("root_path"):
             for regex, by_method in self._paths:
                 match = regex.match(scope["path"])
-                if match is not None and (route := by_method.get(scope["method"])) is not None:
+                if match is not None:
+                    if (route := by_method.get(scope["method"])) is None:
+                        break
                     scope["path_params"], scope["route"] = match.groupdict(), route
                     await route.app(scope, receive, send)
                     return
         await self._router(scope, receive, send)
-
-
-def path_as_sent(scope: Scope) -> str:
-    """A request's path, percent-encoded as the client sent it."""
-    raw: bytes = scope.get("raw_path") or scope["path"].encode("ascii", "replace")
-    return raw.decode("ascii", "replace").partition("?")[0]
-
-
-def challenge(error: str | None = None, description: str | None = None, scope: str | None = None) -> str:
-    """A `WWW-Authenticate` value (RFC 6750, section 3)."""
-    parts = {"realm": "taskctl", "error": error, "error_description": description, "scope": scope}
-    return "Bearer " + ", ".join(f'{name}="{value}"' for name, value in parts.items() if value)
 
 
 def parse_json(body: bytes) -> Any:
@@ -352,93 +236,10 @@ def _model(parameter: inspect.Parameter | None) -> type[BaseModel] | None:
     return next(each for each in candidates if inspect.isclass(each) and issubclass(each, BaseModel))
 
 
-async def _authenticate(call: Call) -> Identity:
-    """Who sends this, once the limits allow it; a request without a good token counts for its address."""
-    service = call.service
-    token = ""
-    try:
-        token = bearer_token(call)
-        identity = service.verifier.recall(token)
-        if identity is None:
-            identity = await service.verifier.authenticate(token)
-            _log_acceptance(call, identity)
-    except (Unauthenticated, AuthKeysUnavailable) as error:
-        if service.metrics is not None:
-            service.metrics.authenticated(error.code)
-        _log_refusal(call, error, **_unverified(token))
-        if isinstance(error, Unauthenticated):
-            await service.limiter.refuse(client_address(call.scope))
-        raise
-    if service.metrics is not None:
-        service.metrics.authenticated("accepted")
-    exchange: Exchange = call.scope["taskctl.exchange"]
-    exchange.user_id = identity.user_id
-    exchange.rate_limit = await service.limiter.admit(identity.user_id)
-    return identity
-
-
-def _log_acceptance(call: Call, identity: Identity) -> None:
-    """The event of a token that was verified. While it is remembered, the event of each request is enough."""
-    log.info(
-        "auth_accepted",
-        code="accepted",
-        client=client_address(call.scope),
-        **call.scope["taskctl.exchange"].names,
-        sub=identity.user_id,
-        kid=identity.key_id,
-        alg=identity.algorithm,
-        trust=identity.trust,
-    )
-
-
-def _log_refusal(
-    call: Call, error: Unauthenticated | Forbidden | AuthKeysUnavailable, **claims: str | None
-) -> None:
-    """The event of a refusal."""
-    log.info(
-        "auth_refused",
-        code=error.code,
-        client=client_address(call.scope),
-        **call.scope["taskctl.exchange"].names,
-        **claims,
-    )
-
-
-def _unverified(token: str) -> dict[str, str | None]:
-    """What a refused token says of itself, marked as unverified where it names somebody."""
-    if not token:
-        return {}
-    header, claims = unverified(token)
-    told = {"sub_unverified": claims.get("sub"), "kid": header.get("kid"), "alg": header.get("alg")}
-    return {
-        name: value
-        if value is None or (isinstance(value, str) and _SIMPLE.fullmatch(value))
-        else shorten(value)
-        for name, value in told.items()
-    }
-
-
-def client_address(scope: Scope) -> str | None:
-    """The address that a request came from; None on a Unix socket."""
-    client = scope.get("client")
-    return client[0] if client else None
-
-
-def bearer_token(call: Call) -> str:
-    """The token of the `Authorization` header (RFC 6750, section 2.1); a query string's is never read."""
-    value = call.header(b"authorization") or ""
-    if "," in value and len(call.headers.getlist("authorization")) > 1:
-        raise TokenMalformed("There are two Authorization headers.")
-    scheme, _, token = value.strip().partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
-        raise TokenMissing("Send the header 'Authorization: Bearer <token>'.")
-    return token.strip()
-
-
 async def _read_body(call: Call, limit: int) -> bytes:
     """The whole body, counted as it arrives, whatever `Content-Length` claims."""
     length = call.header(b"content-length") or ""
-    too_large = f"The body is larger than {limit} bytes."
+    too_large = f"The body is larger than {limit} bytes; send less at a time."
     if length.isascii() and length.isdigit() and int(length[:20]) > limit:
         raise BodyTooLarge(too_large)
     body = b""
@@ -469,10 +270,22 @@ def _validate(
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        for each in error.errors(include_url=False, include_context=False, include_input=False):
-            message = _MESSAGES.get(each["type"], each["msg"].removeprefix("Value error, "))
-            errors.append(_invalid((where, *each["loc"]), message[0].upper() + message[1:], each["type"]))
+        errors += explain(where, error.errors(include_url=False, include_context=False, include_input=False))
         return None
+
+
+def explain(where: str, found: Iterable[ErrorDetails]) -> list[dict[str, Any]]:
+    """What pydantic has found wrong, as `Problem.errors` has it; `where` is body or query."""
+    errors = []
+    for each in found:
+        message = _MESSAGES.get(each["type"], each["msg"].removeprefix("Value error, "))
+        errors.append(_invalid((where, *each["loc"]), message[0].upper() + message[1:], each["type"]))
+    return errors
+
+
+def invalid(errors: list[dict[str, Any]]) -> ValidationFailed:
+    """The refusal of what has all this wrong with it."""
+    return ValidationFailed(_summary(errors), errors=errors[:_ERRORS_MAX])
 
 
 def _invalid(loc: tuple[str | int, ...], message: str, kind: str) -> dict[str, Any]:

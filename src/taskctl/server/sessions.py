@@ -71,6 +71,10 @@ class WritesRefused(DatabaseUnavailable):
     """The database is a standby by now, or read-only for everybody."""
 
 
+class Contended(Exception):
+    """Another statement has just made what this one was about to make; nothing was done."""
+
+
 class Lost(Exception):
     """The session was lost under a statement; `unsent` where the statement was certainly not run."""
 
@@ -187,6 +191,9 @@ class Sessions:
             case postgres.CheckViolation() if error.diag.constraint_name == f"task_{RECURRENCE_HAS_DUE}":
                 wrong = {"loc": ["body", "due_at"], "msg": RECURRENCE_NEEDS_DUE, "type": "value_error"}
                 return ValidationFailed(f"body.due_at: {RECURRENCE_NEEDS_DUE}.", errors=[wrong])
+            case postgres.UniqueViolation():
+                # Not chained: PostgreSQL's DETAIL holds the key.
+                return Contended(f"{statement.name}: {error.diag.constraint_name}")
             case postgres.ReadOnlySqlTransaction():
                 failure = WritesRefused("The database takes no writes right now.")
             case postgres.InvalidSqlStatementName() | postgres.DuplicatePreparedStatement() if (

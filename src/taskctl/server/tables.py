@@ -174,3 +174,19 @@ class ChangeRow(SQLModel, table=True):
     task_id: int = _column(BigInteger, nullable=False)
     at: datetime = _now()
     task: Any = _column(JSON, nullable=False)
+
+
+class BulkRow(SQLModel, table=True):
+    """The answer to a bulk request that had a key: what the same request is answered again."""
+
+    __tablename__ = "bulk"
+    metadata = metadata
+    __table_args__ = (
+        CheckConstraint(f"char_length(key) BETWEEN 1 AND {IDEMPOTENCY_KEY_MAX}", name="key_length"),
+    )
+
+    user_id: str = _column(Text, primary_key=True)
+    key: str = _column(Text, primary_key=True)
+    digest: bytes = _column(LargeBinary, nullable=False)
+    answer: str = _column(Text, nullable=False)
+    created_at: datetime = _now()

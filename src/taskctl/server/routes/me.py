@@ -5,8 +5,9 @@ from datetime import UTC, datetime
 from fastapi import APIRouter, Depends, Response
 
 from taskctl.models import Me, VerifiedBy
+from taskctl.server.call import Call
 from taskctl.server.routes.tasks import BEARER, PROBLEMS
-from taskctl.server.routing import JSON, Call, OwnRoute
+from taskctl.server.routing import JSON, OwnRoute
 from taskctl.vocabulary import API_PREFIX
 
 _LAST_MOMENT = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)

@@ -6,8 +6,10 @@ import hmac
 from fastapi import FastAPI, Response
 
 from taskctl.errors import TokenSignatureInvalid
+from taskctl.server.authentication import bearer_token
+from taskctl.server.call import Call
 from taskctl.server.metrics import CONTENT_TYPE
-from taskctl.server.routing import Call, PublicRoute, bearer_token
+from taskctl.server.routing import PublicRoute
 from taskctl.setting import Metrics
 
 

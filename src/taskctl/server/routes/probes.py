@@ -9,7 +9,8 @@ from taskctl import __version__
 from taskctl.errors import NotReady, Unavailable
 from taskctl.models import Health, KeySetHealth, Liveness, Problem, Readiness
 from taskctl.server import migrations
-from taskctl.server.routing import JSON, RETRY_AFTER, Call, PublicRoute, Service
+from taskctl.server.call import Call, Service
+from taskctl.server.routing import JSON, RETRY_AFTER, PublicRoute
 
 router = APIRouter(route_class=PublicRoute, tags=["probes"])
 

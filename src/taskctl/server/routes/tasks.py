@@ -27,7 +27,8 @@ from taskctl.models import (
     due,
 )
 from taskctl.server import queries, recurrence
-from taskctl.server.routing import JSON, MERGE_PATCH, RETRY_AFTER, Call, TaskRoute, path_as_sent
+from taskctl.server.call import Call, path_as_sent
+from taskctl.server.routing import JSON, MERGE_PATCH, RETRY_AFTER, TaskRoute
 from taskctl.server.sessions import Row
 from taskctl.vocabulary import API_PREFIX, IDEMPOTENCY_KEY_MAX, TASK_ID_MAX, Order, Priority
 
@@ -61,7 +62,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 _BAD: dict[int | str, dict[str, Any]] = {400: {"model": Problem, "description": "Malformed."}}
 _ABSENT: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is no such task."}}
 _STALE: dict[int | str, dict[str, Any]] = {412: {"model": Problem, "description": "`If-Match` is stale."}}
-_BODY: dict[int | str, dict[str, Any]] = _BAD | {
+BODY: dict[int | str, dict[str, Any]] = _BAD | {
     413: {"model": Problem, "description": "The body is too large."},
     415: {"model": Problem, "description": "The body is of another media type."},
 }
@@ -97,7 +98,7 @@ _PRIORITIES = list(Priority)
 
 _ALL = "title description due_at due_all_day priority tags project recurrence time_zone extra completed"
 
-_TRIES = 100
+TRIES = 100
 """How often a change is run that meets concurrent changes of its task again and again."""
 
 _NO_DIGEST = b""
@@ -123,7 +124,7 @@ IfMatch = Annotated[
 ]
 
 
-async def _owner(
+async def owner(
     user_id: Annotated[str, Path(description="The `sub` of the token; `me` stands for it.", examples=["me"])],
 ) -> None:
     """Declared for the OpenAPI document; `TaskRoute` does what it says."""
@@ -133,7 +134,7 @@ router = APIRouter(
     prefix=f"{API_PREFIX}/{{user_id}}",
     route_class=TaskRoute,
     dependencies=[
-        Depends(_owner),
+        Depends(owner),
         Depends(BEARER),
     ],
     responses=PROBLEMS,
@@ -162,7 +163,7 @@ async def list_tasks(call: Call, query: Annotated[ListQuery, Query()]) -> Respon
 @router.post(
     "/tasks",
     status_code=201,
-    responses=_BODY
+    responses=BODY
     | {
         201: {
             "model": Task,
@@ -193,16 +194,13 @@ async def create_task(
     ] = None,
 ) -> Response:
     """Create a task."""
-    if idempotency_key is not None and not _is_key(idempotency_key):
-        raise BadRequest(
-            f"An Idempotency-Key is 1 to {IDEMPOTENCY_KEY_MAX} visible ASCII characters, with no space."
-        )
+    idempotency_key = checked_key(idempotency_key)
     row = await call.fetch(
         queries.CREATE_TASK,
-        **_stored(body),
+        **stored(body),
         # Every create has a key, so that it can be run again when its connection was lost.
         key=_internal_key() if idempotency_key is None else idempotency_key,
-        digest=_NO_DIGEST if idempotency_key is None else _digest(body),
+        digest=_NO_DIGEST if idempotency_key is None else digest(body),
     )
     replayed, same_content, task_id, version, task = row or ()
     if not same_content:
@@ -233,27 +231,27 @@ async def read_task(
     return _json(task, version)
 
 
-@router.put("/tasks/{task_id}", responses=_TASK | _BODY | _ABSENT | _STALE)
+@router.put("/tasks/{task_id}", responses=_TASK | BODY | _ABSENT | _STALE)
 async def replace_task(call: Call, task_id: TaskId, body: TaskContent, if_match: IfMatch = None) -> Response:
     """Replace all that can be written of a task; what is left out takes its default."""
-    return await _change(call, _CHANGE, task_id, if_match, sent=_ALL, **_stored(body))
+    return await _change(call, _CHANGE, task_id, if_match, sent=_ALL, **stored(body))
 
 
 @router.patch(
     "/tasks/{task_id}",
-    responses=_TASK | _BODY | _ABSENT | _STALE,
+    responses=_TASK | BODY | _ABSENT | _STALE,
     openapi_extra=_BOTH_PATCH_TYPES,
 )
 async def edit_task(call: Call, task_id: TaskId, body: TaskPatch, if_match: IfMatch = None) -> Response:
     """Change some of a task (JSON merge patch, RFC 7396)."""
     sent = body.model_fields_set
     names = " ".join([*sent, "due_all_day"] if "due_at" in sent else sent)
-    return await _change(call, _CHANGE, task_id, if_match, sent=names, **_stored(body))
+    return await _change(call, _CHANGE, task_id, if_match, sent=names, **stored(body))
 
 
 @router.patch(
     "/tasks/{task_id}/complete",
-    responses=_TASK | _BODY | _ABSENT | _STALE,
+    responses=_TASK | BODY | _ABSENT | _STALE,
     openapi_extra=_BOTH_COMPLETION_TYPES,
 )
 async def complete_task(
@@ -288,7 +286,7 @@ _CHANGE = (queries.CHANGE_TASK, queries.CHANGE_RECURRING)
 _COMPLETE = (queries.COMPLETE_TASK, queries.COMPLETE_RECURRING)
 
 
-def _stored(body: TaskContent | TaskPatch) -> dict[str, Any]:
+def stored(body: TaskContent | TaskPatch) -> dict[str, Any]:
     """What a client writes, as the parameters of the statements have it."""
     due_at = body.due_at
     return {
@@ -326,12 +324,12 @@ async def _change(
     ordinary, recurring = statements
     versions = _versions(if_match)
     parameters = {"id": Int8(task_id), "versions": versions, **changes}
-    for _ in range(_TRIES):
+    for _ in range(TRIES):
         matched, version, task, now = _found(await call.fetch(ordinary, **parameters))
         if matched is None:
-            successor = _successor(json.loads(task), changes, now)
-            if successor is not None:
-                bound = parameters | successor | {"versions": [Int8(version)]}
+            following = successor(json.loads(task), changes, now)
+            if following is not None:
+                bound = parameters | following | {"versions": [Int8(version)]}
                 matched, version, task, _ = _found(await call.fetch(recurring, **bound))
                 # Whoever came in between has made it another version: all over again.
                 matched = matched or None
@@ -340,7 +338,7 @@ async def _change(
     raise Overloaded
 
 
-def _successor(task: dict[str, Any], changes: dict[str, Any], now: bytes) -> dict[str, Any] | None:
+def successor(task: dict[str, Any], changes: dict[str, Any], now: bytes) -> dict[str, Any] | None:
     """What follows a recurring task once it is completed; None where `task` is not about to be."""
     sent = changes["sent"].split() if "sent" in changes else ("completed",)
     after = {"recurrence": task["recurrence"], "time_zone": task["time_zone"], "due_at": task["due_at"]}
@@ -366,7 +364,7 @@ def _successor(task: dict[str, Any], changes: dict[str, Any], now: bytes) -> dic
 async def _write(call: Call, statement: queries.Statement, task_id: int, if_match: str | None) -> Row:
     """Run a change until it was made or refused: again only after it met a concurrent one."""
     parameters = {"id": Int8(task_id), "versions": _versions(if_match)}
-    for _ in range(_TRIES):
+    for _ in range(TRIES):
         row = _found(await call.fetch(statement, **parameters))
         if row[0] is not None:
             _require(row[0], row[1])
@@ -434,8 +432,15 @@ def _none_match_fails(if_none_match: str, version: int) -> bool:
     return any(text == str(version) for _, text in _entity_tags(if_none_match) or ())
 
 
-def _is_key(text: str) -> bool:
-    return 1 <= len(text) <= IDEMPOTENCY_KEY_MAX and all("!" <= each <= "~" for each in text)
+def checked_key(text: str | None) -> str | None:
+    """An `Idempotency-Key`, if there is one; BadRequest where it cannot be."""
+    if text is not None and not (
+        1 <= len(text) <= IDEMPOTENCY_KEY_MAX and all("!" <= each <= "~" for each in text)
+    ):
+        raise BadRequest(
+            f"An Idempotency-Key is 1 to {IDEMPOTENCY_KEY_MAX} visible ASCII characters, with no space."
+        )
+    return text
 
 
 def _internal_key() -> str:
@@ -443,7 +448,7 @@ def _internal_key() -> str:
     return f" {secrets.token_urlsafe(12)}"
 
 
-def _digest(body: TaskContent) -> bytes:
+def digest(body: TaskContent) -> bytes:
     """What tells one content from another, whatever the order of members, white space or left-out defaults.
 
     Defaults are left out, so that a field that comes with a later release changes no digest.
