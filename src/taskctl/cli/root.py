@@ -78,7 +78,7 @@ class _Root(LoadingGroup):
         ("ls", "today", "next"): _add_lists,
         ("done",): _add_done,
         ("login", "logout"): _add_login,
-        ("status", "context", "completion"): _add_account,
+        ("status", "completion", "context"): _add_account,
         ("doctor",): _add_doctor,
         ("token",): _add_token,
         ("serve", "migrate", "db", "config"): _add_server,
