@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import typer
 
 from taskctl import contexts
+from taskctl.cli import root, tasks
 from test_client import CUT, TASK, Scripted, closed_port, http, ok, problem
 
 TOKEN = "e30.{}.x".format(
@@ -503,6 +505,15 @@ def test_version_and_help(run):
     assert (run().code, run().err) == (2, done.out)
 
 
+def test_parts_have_the_commands_that_they_are_loaded_for():
+    """What a group loads for a name is there then, and every command can be reached by its name."""
+    for group in (root.app, tasks.app):
+        for names, add in group.info.cls.parts.items():
+            part = typer.Typer()
+            add(part)
+            assert set(typer.main.get_group(part).commands) == set(names)
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts_parse(run, shell):
     """The script names the command; where the shell is here, it finds no fault with it."""
@@ -520,6 +531,7 @@ def test_completion_scripts_parse(run, shell):
         ("taskctl tasks l", "list"),
         ("taskctl tasks list --st", "--status"),
         ("taskctl tasks list --status p", "pending"),
+        ("taskctl tasks list --columns id,pri", "id,priority"),
         ("taskctl --cont", "--context"),
         ("taskctl completion f", "fish"),
     ],

@@ -196,7 +196,7 @@ def _in_editor(opened: "Desk", number: int) -> "TaskDict | Waiting | None":
             else:
                 shutil.rmtree(file.parent)
                 return changed
-    except TaskctlError:
+    except (TaskctlError, typer.Abort):
         if file.exists():
             typer.echo(f"Your text is in {file}", err=True)
         raise
