@@ -120,7 +120,7 @@ def inside(modules, *names):
         ("taskctl.vocabulary", set(), set()),
         ("taskctl.errors", set(), set()),
         ("taskctl.cli", set(), {"errors"}),
-        ("taskctl.models", PYDANTIC, {"recurrence", "vocabulary"}),
+        ("taskctl.models", PYDANTIC, {"dates", "recurrence", "vocabulary"}),
         ("taskctl.quantities", set(), set()),
         ("taskctl.recurrence", set(), {"vocabulary"}),
         ("taskctl.dates", set(), {"recurrence", "vocabulary"}),
@@ -180,7 +180,7 @@ def inside(modules, *names):
         ),
         ("taskctl.server.queries", set(), {"server", "vocabulary"}),
         ("taskctl.server.bulk", set(), {"errors", "server", "vocabulary"}),
-        ("taskctl.bulk", PYDANTIC, {"models", "recurrence", "vocabulary"}),
+        ("taskctl.bulk", PYDANTIC, {"dates", "models", "recurrence", "vocabulary"}),
         ("taskctl.server.recurrence", {"dateutil"}, {"server", "recurrence", "vocabulary"}),
     ],
 )

@@ -21,11 +21,17 @@ from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from taskctl.recurrence import MONTH_LENGTHS, MONTH_NAMES, WEEKDAY_NAMES, ordinal
+from taskctl.vocabulary import TIME_ZONE_MAX
 
 Due = date | datetime
 """A day, or an aware moment; a datetime is the latter, though Python takes it for a date as well."""
 
 NONE = "none"
+
+OTHER_ZONES = frozenset({"localtime", "posixrules", "Factory"})
+"""Names in a machine's files that mean another zone on another machine."""
+
+_ZONE = re.compile(rf"[A-Za-z][A-Za-z0-9_+/-]{{0,{TIME_ZONE_MAX - 1}}}")
 
 _EXAMPLES = "write a day such as tomorrow, fri, 15th, jan 5, +3d or 2026-12-31, a time such as 17:00, or both"
 
@@ -372,8 +378,8 @@ def zone_of(name: str) -> ZoneInfo:
 
     Names that mean another zone on another machine, such as `localtime`, are refused as well.
     """
-    if name.startswith(("posix/", "right/")) or name in {"localtime", "posixrules", "Factory"}:
-        raise ValueError(f"{name!r} is no IANA time zone; write one such as Europe/Berlin.")
+    if not _ZONE.fullmatch(name) or name in OTHER_ZONES or name.startswith(("posix/", "right/")):
+        raise ValueError(f"{name[:64]!r} is no IANA time zone; write one such as Europe/Berlin.")
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: "Europe" is a folder

@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypeAliasType
 
+from taskctl.dates import OTHER_ZONES, zone_of
 from taskctl.recurrence import check
 from taskctl.vocabulary import (
     CHANGES_LIMIT_DEFAULT,
@@ -38,7 +39,6 @@ from taskctl.vocabulary import (
     RECURRENCE_MAX,
     TAG_MAX,
     TAGS_MAX,
-    TIME_ZONE_MAX,
     TITLE_MAX,
     ChangeType,
     Priority,
@@ -196,32 +196,12 @@ Recurrence = Annotated[
 ]
 
 
-_NO_ZONES = {"localtime"}
-"""Wherever the machine is."""
-
-
-def zone(name: str) -> zoneinfo.ZoneInfo:
-    """The time zone of this name in the IANA database.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if name in _NO_ZONES or not re.fullmatch(
-        rf"[A-Za-z][A-Za-z0-9_+/-]{{0,{TIME_ZONE_MAX - 1}}}", name, re.ASCII
-    ):
-        raise ValueError("a time zone is a name such as Europe/Berlin")
-    try:
-        return zoneinfo.ZoneInfo(name)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise ValueError("there is no time zone of this name; names are such as Europe/Berlin") from error
-
-
 def _zone_name(name: str) -> str:
-    return zone(name).key
+    return zone_of(name).key
 
 
 def _zone_schema(schema: dict[str, Any]) -> None:
-    names = sorted(zoneinfo.available_timezones() - _NO_ZONES)
+    names = sorted(zoneinfo.available_timezones() - OTHER_ZONES)
     schema["pattern"] = f"^({'|'.join(map(re.escape, names))})$"
 
 

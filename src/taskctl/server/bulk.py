@@ -19,14 +19,14 @@ import json
 import re
 
 from taskctl import errors
-from taskctl.server.queries import _COLUMNS, _CONTENT, _JSON, Statement, _log, _text
+from taskctl.server.queries import COLUMNS, CONTENT, TASK_JSON, Statement, log_of, wire_time
 
 _PARAMETER = re.compile(r"%\((\w+)\)s::(\w+)")
 
-_TYPES = dict(_PARAMETER.findall(" ".join(_CONTENT.values())))
+_TYPES = dict(_PARAMETER.findall(" ".join(CONTENT.values())))
 """The columns that clients write, with the types in which the server sends them."""
 
-_SENT = {column: _PARAMETER.sub(r"o.\1", value) for column, value in _CONTENT.items()}
+_SENT = {column: _PARAMETER.sub(r"o.\1", value) for column, value in CONTENT.items()}
 
 _NEW = {
     column: f"CASE WHEN o.op = 'create' OR '{column}' = ANY(o.sent) THEN {value} ELSE b.{column} END"
@@ -34,7 +34,7 @@ _NEW = {
 }
 """What an operation `o` makes of the columns of the row `b`."""
 
-_FOLLOWING = {column: column for column in _CONTENT} | {
+_FOLLOWING = {column: column for column in CONTENT} | {
     "due_at": "next_due_at",
     "recurrence": "next_recurrence",
     "completed": "false",
@@ -53,7 +53,7 @@ _REFUSED = "('absent', 'stale', 'reused', 'undated', 'invalid')"
 
 
 def _columns(row: str) -> str:
-    return ", ".join(f"{row}.{column}" for column in _COLUMNS.split(", "))
+    return ", ".join(f"{row}.{column}" for column in COLUMNS.split(", "))
 
 
 def _problem(error: type[errors.TaskctlError], detail: str | None = None, **members: object) -> str:
@@ -164,17 +164,17 @@ BULK = Statement(
         SELECT %(user_id)s::text, last_task_id, last_change FROM taken
         WHERE NOT EXISTS (SELECT FROM locked)
     ), made AS (
-        INSERT INTO task (user_id, id, {", ".join(_CONTENT)}, completed_at, version,
+        INSERT INTO task (user_id, id, {", ".join(CONTENT)}, completed_at, version,
                           idempotency_key, idempotency_digest)
-        SELECT %(user_id)s::text, new_id, {", ".join(_CONTENT)}, CASE WHEN completed THEN now() END, 1,
+        SELECT %(user_id)s::text, new_id, {", ".join(CONTENT)}, CASE WHEN completed THEN now() END, 1,
                key, digest
         FROM numbered WHERE state = 'made'
         UNION ALL
         SELECT %(user_id)s::text, new_id, {", ".join(_FOLLOWING.values())}, NULL, 1, NULL, NULL
         FROM numbered WHERE follows = 1
-        RETURNING {_COLUMNS}
+        RETURNING {COLUMNS}
     ), changed AS (
-        UPDATE task AS t SET {", ".join(f"{column} = n.{column}" for column in _CONTENT)},
+        UPDATE task AS t SET {", ".join(f"{column} = n.{column}" for column in CONTENT)},
             completed_at = (ARRAY[t.completed_at, now()])[
                 CASE WHEN NOT n.completed THEN NULL WHEN t.completed THEN 1 ELSE 2 END
             ],
@@ -187,7 +187,7 @@ BULK = Statement(
         WHERE t.user_id = %(user_id)s AND t.id = n.id AND n.state = 'changed'
         RETURNING n.position, n.number, n.op, {_columns("t")}
     ), told AS MATERIALIZED (
-        SELECT position, number, op, user_id, id, completed, updated_at, {_JSON} AS body
+        SELECT position, number, op, user_id, id, completed, updated_at, {TASK_JSON} AS body
         FROM (
             SELECT * FROM changed
             UNION ALL
@@ -195,11 +195,11 @@ BULK = Statement(
             FROM made JOIN numbered AS n ON n.new_id = made.id AND (n.state = 'made' OR n.follows = 1)
         ) AS row
     ), logged AS (
-        {_log("told", _KIND)}
+        {log_of("told", _KIND)}
     ), shown AS MATERIALIZED (
         SELECT position, body FROM told
         UNION ALL
-        SELECT position, {_JSON} FROM (
+        SELECT position, {TASK_JSON} FROM (
             SELECT before.* FROM before JOIN judged USING (position)
             WHERE state IN ('same', 'replayed', 'recurs')
         ) AS row
@@ -217,7 +217,7 @@ BULK = Statement(
     SELECT CASE WHEN digest = %(digest)s::bytea THEN 'replayed' ELSE 'reused' END, answer, NULL FROM earlier
     UNION ALL
     SELECT CASE WHEN refused THEN 'refused' WHEN recurs THEN 'recurring' ELSE 'done' END,
-           CASE WHEN recurs AND NOT refused THEN recurring ELSE results END, {_text("now()")}
+           CASE WHEN recurs AND NOT refused THEN recurring ELSE results END, {wire_time("now()")}
     FROM answered, verdict WHERE NOT EXISTS (SELECT FROM earlier)
     """,
     repeatable=True,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
-from taskctl.server.queries import _COLUMNS, _JSON, Statement, _text
+from taskctl.server.queries import COLUMNS, TASK_JSON, Statement, wire_time
 from taskctl.vocabulary import Order, Sort, Status
 
 FEW = 2000
@@ -77,10 +77,10 @@ _KEYS = {
         "timestamptz",
         "'-infinity'",
         "'infinity'",
-        f"CASE WHEN key = 'infinity' THEN 'infinity' ELSE {_text('key')} END",
+        f"CASE WHEN key = 'infinity' THEN 'infinity' ELSE {wire_time('key')} END",
     ),
     Sort.priority: _Key("priority", "smallint", "0", "3", "key::text"),
-    Sort.updated: _Key("updated_at", "timestamptz", "'-infinity'", "'infinity'", _text("key")),
+    Sort.updated: _Key("updated_at", "timestamptz", "'-infinity'", "'infinity'", wire_time("key")),
     Sort.title: _Key('task_title_key(title COLLATE "C")', "text", "''", "repeat(U&'\\+10FFFF', 101)", "key"),
 }
 """By id, and so by the time of creation, a list is sorted where none of these is named."""
@@ -185,7 +185,7 @@ def statement(shape: Shape) -> Statement:
                {count}
         FROM (
             SELECT id, key, row_number() OVER (ORDER BY {_ordered(key, direction)}) AS n,
-                   {_JSON}::text AS body
+                   {TASK_JSON}::text AS body
             FROM ({page}) AS page
         ) AS numbered
         """,
@@ -214,7 +214,7 @@ def _ordered(key: _Key | None, direction: str) -> str:
 
 def _page(shape: Shape, key: _Key | None, direction: str) -> tuple[list[str], str]:
     """The common table expressions that come before, and the query of the page's rows."""
-    columns = f"{_COLUMNS}, {key.column if key else 'NULL::text'} AS key"
+    columns = f"{COLUMNS}, {key.column if key else 'NULL::text'} AS key"
     compare = ">=" if shape.order is Order.asc else "<="
     number = "0" if shape.order is Order.asc else "9223372036854775807"
     start = f"id {compare} coalesce(%(start)s::bigint, {number})"
@@ -252,7 +252,7 @@ def _page(shape: Shape, key: _Key | None, direction: str) -> tuple[list[str], st
     near, size = "(SELECT count(*) FROM near)", "(SELECT count(*) FROM few)"
     missing = f"{near} <= %(limit)s::bigint"
     few = " UNION ALL ".join(
-        f"(SELECT {_COLUMNS} FROM task WHERE {missing} AND {condition})" for condition in seen
+        f"(SELECT {COLUMNS} FROM task WHERE {missing} AND {condition})" for condition in seen
     )
     before = [
         f"""near AS MATERIALIZED (

@@ -37,21 +37,21 @@ class Statement:
         return self.reads_only or (self.repeatable and parameters.get("versions") is None)
 
 
-def _text(moment: str) -> str:
+def wire_time(moment: str) -> str:
     """A moment as the wire has it."""
     return f"""to_char({moment} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
 
 
 def _moment(column: str) -> str:
-    return f"{_text(column)} AS {column}"
+    return f"{wire_time(column)} AS {column}"
 
 
-_JSON = f"""(
+TASK_JSON = f"""(
     SELECT row_to_json(wire) FROM (
         SELECT id, user_id, title, description,
                CASE WHEN due_at IS NULL THEN NULL
                     WHEN due_all_day THEN to_char(due_at AT TIME ZONE 'UTC', 'YYYY-MM-DD')
-                    ELSE {_text("due_at")} END AS due_at,
+                    ELSE {wire_time("due_at")} END AS due_at,
                (ARRAY['{"','".join(Priority)}'])[priority + 1] AS priority, tags, project, recurrence,
                time_zone, extra::json AS extra, completed, {_moment("completed_at")}, next_id,
                {_moment("deleted_at")}, version, {_moment("created_at")}, {_moment("updated_at")}
@@ -59,7 +59,7 @@ _JSON = f"""(
 )"""
 """One task exactly as `models.Task` serialises it; reads the columns of the row that surrounds it."""
 
-_CONTENT = {
+CONTENT = {
     "title": "%(title)s::text",
     "description": "%(description)s::text",
     "due_at": "%(due_at)s::timestamptz",
@@ -74,8 +74,8 @@ _CONTENT = {
 }
 """What a client writes of a task: the columns, and their parameters. A tag has no space in it."""
 
-_COLUMNS = (
-    f"user_id, id, {', '.join(_CONTENT)}, completed_at, next_id, deleted_at, version, created_at, updated_at"
+COLUMNS = (
+    f"user_id, id, {', '.join(CONTENT)}, completed_at, next_id, deleted_at, version, created_at, updated_at"
 )
 
 _MATCHED = "(%(versions)s::bigint[] IS NULL OR version = ANY(%(versions)s::bigint[]))"
@@ -83,7 +83,7 @@ _MATCHED = "(%(versions)s::bigint[] IS NULL OR version = ANY(%(versions)s::bigin
 READ_TASK = Statement(
     "read_task",
     f"""
-    SELECT true, version, {_JSON}::text
+    SELECT true, version, {TASK_JSON}::text
     FROM task WHERE user_id = %(user_id)s AND id = %(id)s AND deleted_at IS NULL
     """,
     reads_only=True,
@@ -91,7 +91,7 @@ READ_TASK = Statement(
 """-> matched, version, JSON."""
 
 
-def _log(rows: str, kind: str) -> str:
+def log_of(rows: str, kind: str) -> str:
     """Writes into the log of changes what `rows` (with a `body` and a `number`) have become."""
     return f"""
         INSERT INTO change (user_id, number, type, task_id, at, task)
@@ -107,7 +107,7 @@ CREATE_TASK = Statement(
     "create_task",
     f"""
     WITH existing AS (
-        SELECT {_COLUMNS}, idempotency_digest
+        SELECT {COLUMNS}, idempotency_digest
         FROM task WHERE user_id = %(user_id)s AND idempotency_key = %(key)s::text
     ), next AS (
         INSERT INTO account AS a (user_id, last_task_id, last_change)
@@ -116,20 +116,21 @@ CREATE_TASK = Statement(
         SET last_task_id = a.last_task_id + 1, last_change = a.last_change + 1
         RETURNING last_task_id, last_change
     ), made AS (
-        INSERT INTO task AS t (user_id, id, {", ".join(_CONTENT)}, completed_at, version,
+        INSERT INTO task AS t (user_id, id, {", ".join(CONTENT)}, completed_at, version,
                                idempotency_key, idempotency_digest)
-        SELECT %(user_id)s::text, last_task_id, {", ".join(_CONTENT.values())},
+        SELECT %(user_id)s::text, last_task_id, {", ".join(CONTENT.values())},
                CASE WHEN %(completed)s::boolean THEN now() END, 1, %(key)s::text, %(digest)s::bytea
         FROM next
         ON CONFLICT (user_id, idempotency_key) WHERE idempotency_key IS NOT NULL
         DO UPDATE SET idempotency_key = excluded.idempotency_key
-        RETURNING {_COLUMNS}, idempotency_digest
+        RETURNING {COLUMNS}, idempotency_digest
     ), result AS (
-        SELECT id <> last_task_id AS replayed, last_change AS number, {_JSON} AS body, made.* FROM made, next
+        SELECT id <> last_task_id AS replayed, last_change AS number, {TASK_JSON} AS body, made.*
+        FROM made, next
         UNION ALL
-        SELECT true, NULL, {_JSON}, existing.* FROM existing
+        SELECT true, NULL, {TASK_JSON}, existing.* FROM existing
     ), logged AS (
-        {_log("result WHERE NOT replayed", "'created'")}
+        {log_of("result WHERE NOT replayed", "'created'")}
     )
     SELECT replayed, %(digest)s::bytea IS NOT DISTINCT FROM idempotency_digest, id, version, body::text
     FROM result
@@ -193,20 +194,20 @@ def _change(
     ), changed AS (
         UPDATE task SET {assignments}, {also} {next_id} version = version + 1, updated_at = now()
         FROM counted WHERE {condition}
-        RETURNING {_COLUMNS}, {"last_change - %(follows)s::int" if recurring else "last_change"} AS number
+        RETURNING {COLUMNS}, {"last_change - %(follows)s::int" if recurring else "last_change"} AS number
     ), told AS (
-        SELECT {_JSON} AS body, changed.* FROM changed
+        SELECT {TASK_JSON} AS body, changed.* FROM changed
     ), logged AS (
-        {_log("told", kind)}
+        {log_of("told", kind)}
     ), {_SUCCESSOR if recurring else ""} unchanged AS (
-        SELECT {_COLUMNS} FROM task
+        SELECT {COLUMNS} FROM task
         WHERE {target} AND NOT EXISTS (SELECT FROM changed)
         FOR UPDATE
     )
     SELECT true, version, body::text, NULL FROM told
     UNION ALL
     SELECT CASE WHEN NOT {_MATCHED} THEN false WHEN NOT {differs} THEN true END, version,
-           {_JSON}::text, {_text("now()")}
+           {TASK_JSON}::text, {wire_time("now()")}
     FROM unchanged
     """
 
@@ -222,22 +223,22 @@ _FOLLOWS = "%(follows)s::int = 1"
 
 # A copy of what the completed task has become, as a new one.
 _SUCCESSOR = f"""successor AS (
-        INSERT INTO task AS t (user_id, id, {", ".join(_CONTENT)}, version)
+        INSERT INTO task AS t (user_id, id, {", ".join(CONTENT)}, version)
         SELECT user_id, next_id, title, description, %(next_due_at)s::timestamptz, due_all_day, priority,
                tags, project, %(next_recurrence)s::text, time_zone, extra, false, 1
         FROM changed WHERE {_FOLLOWS}
-        RETURNING {_COLUMNS}
+        RETURNING {COLUMNS}
     ), successor_told AS (
-        SELECT {_JSON} AS body, last_change AS number, successor.* FROM successor, counted
+        SELECT {TASK_JSON} AS body, last_change AS number, successor.* FROM successor, counted
     ), successor_logged AS (
-        {_log("successor_told", "'created'")}
+        {log_of("successor_told", "'created'")}
     ),"""
 
 CHANGE_TASK, CHANGE_RECURRING = _change(
     "change_task",
     {
         column: f"CASE WHEN '{column}' = ANY({_SENT}) THEN {value} ELSE {column} END"
-        for column, value in _CONTENT.items()
+        for column, value in CONTENT.items()
     },
     "'changed'",
 )
