@@ -56,6 +56,11 @@ def test_list(environ: dict[str, str]) -> None:
     ]  # fmt: skip
     assert taskctl("users", "list", "-q", environ=environ).out.splitlines()[:2] == ["ada", "bob"]
     assert len(taskctl("users", "list", "--ndjson", environ=environ).out.splitlines()) == 3
+    lines = taskctl_in_terminal("users", "list", environ=environ).out.splitlines()
+    assert lines[0].split() == ["Tasks", "Pending", "Trash", "Changed", "User"]
+    assert [(*line.split()[:3], line.split()[-1]) for line in lines[1:3]] == [
+        ("2", "1", "1", "ada"), ("1", "1", "0", "bob")
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("user", ["ada", ODD])

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="The people in the database.", no_args_is_help=True, rich_markup_mode=None)
 
+_LINE = "{:>8}  {:>8}  {:>8}  {:16}  {}"
+"""Of the list in a terminal; ids are long, and stand last."""
+
 User = Annotated[str, typer.Argument(metavar="USER", help="A user's id, as tokens have it in `sub`.")]
 
 
@@ -30,14 +33,19 @@ def list_(*, as_json: Json = False, ndjson: Ndjson = False, quiet: Quiet = False
         if how is Form.JSON:
             output.print_json(output.compact(list(rows)))
             return
+        if how is Form.TERMINAL:
+            typer.echo(_LINE.format("Tasks", "Pending", "Trash", "Changed", "User"))
         for row in rows:
+            user, changed = output.escaped(row["user_id"]), row["changed_at"] or ""
+            counts = (row["tasks"], row["pending"], row["trash"])
             if how is Form.NDJSON:
                 output.print_json(output.compact(row))
             elif how is Form.IDS:
-                typer.echo(output.escaped(row["user_id"]))
+                typer.echo(user)
+            elif how is Form.TERMINAL:
+                typer.echo(_LINE.format(*counts, output.local_time(changed), user))
             else:
-                counts = f"{row['tasks']}\t{row['pending']}\t{row['trash']}\t{row['changed_at'] or ''}"
-                typer.echo(f"{output.escaped(row['user_id'])}\t{counts}")
+                typer.echo("\t".join(map(str, (user, *counts, changed))))
 
 
 @app.command()
