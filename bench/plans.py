@@ -8,8 +8,10 @@ import psycopg
 from psycopg import sql
 
 from bench.servers import PARAMETERS
-from taskctl.server import queries
+from taskctl.server import lists, queries
+from taskctl.server.lists import DueFilter, Shape
 from taskctl.server.pipeline import numbered
+from taskctl.vocabulary import Order, Sort, Status
 
 
 @dataclass(frozen=True)
@@ -38,27 +40,44 @@ def plans(database_url: str, user: str, tasks: int) -> dict[str, Plan]:
         "limit": 50,
         "title": "Buy milk",
         "sent": "title",
-        "key": "key",
+        "tz": "UTC",
+        "due_days": 1,
+        "project": "Household",
+        "q": "milk",
         "digest": r"\x00",
     }
     defaults = {name: value for each in PARAMETERS.values() for name, value in each.items()}
     found = {}
     with psycopg.connect(database_url) as connection:
-        for statement in _statements():
-            variants = {"": defaults | given}
-            if "cursor" in numbered(statement.sql)[1]:
-                variants[", deep"] = defaults | given | {"cursor": tasks // 2}
-            for label, values in variants.items():
-                found[statement.name + label] = _explain(connection, statement, values)
-                connection.rollback()
+        for name, statement in _statements().items():
+            # A list's key is where its page starts, a create's what makes it safe to repeat.
+            key = None if name in _LISTS else "key"
+            found[name] = _explain(connection, statement, defaults | given | {"key": key})
+            connection.rollback()
+        deep = defaults | given | {"start": tasks // 2}
+        found["list, deep"] = _explain(connection, lists.statement(Shape()), deep)
     return found
 
 
-def _statements() -> Iterator[queries.Statement]:
-    for value in vars(queries).values():
-        for each in value.values() if isinstance(value, dict) else (value,):
-            if isinstance(each, queries.Statement) and "user_id" in numbered(each.sql)[1]:
-                yield each
+_LISTS = {
+    "list": Shape(),
+    "list, last first": Shape(order=Order.desc),
+    **{f"list, pending by {sort}": Shape(status=Status.pending, sort=sort) for sort in Sort},
+    "list, in the trash": Shape(status=Status.deleted),
+    "list, due today": Shape(status=Status.pending, sort=Sort.due, due=DueFilter.ahead),
+    "list, of a project by due": Shape(sort=Sort.due, terms=True),
+    "list, with a word": Shape(words=True),
+    "list, counted": Shape(count=True),
+}
+
+
+def _statements() -> dict[str, queries.Statement]:
+    changes = {
+        each.name: each
+        for each in vars(queries).values()
+        if isinstance(each, queries.Statement) and "user_id" in numbered(each.sql)[1]
+    }
+    return changes | {name: lists.statement(shape) for name, shape in _LISTS.items()}
 
 
 def _explain(

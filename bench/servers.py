@@ -12,15 +12,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from taskctl.server import queries
+from taskctl.server import lists, queries
 from taskctl.server.pipeline import numbered
-from taskctl.vocabulary import Order, Status
 
 SECRET = "a secret for the benchmark, long enough to sign with"  # noqa: S105 - signs nothing of value
 
 STATEMENTS = {
     "read": queries.READ_TASK,
-    "list 50": queries.LIST_TASKS[Status.all, Order.asc],
+    "list 50": lists.statement(lists.Shape()),
     "create": queries.CREATE_TASK,
     "complete": queries.COMPLETE_TASK,
 }

@@ -255,9 +255,13 @@ class Body(BaseModel):
 
 
 def _recurs_from_a_date(schema: dict[str, Any]) -> None:
-    needed = {"properties": {"due_at": {"type": "string"}}, "required": ["due_at"]}
-    schema["if"] = {"properties": {"recurrence": {"type": "string"}}, "required": ["recurrence"]}
-    schema["then"] = needed
+    dated = {"properties": {"due_at": {"type": "string"}}, "required": ["due_at"]}
+    # In these words and not with `if`, which Redoc cannot show.
+    schema["not"] = {
+        "properties": {"recurrence": {"type": "string"}},
+        "required": ["recurrence"],
+        "not": dated,
+    }
 
 
 class TaskContent(Body):
