@@ -186,6 +186,15 @@ async def test_malformed_requests(
     assert (await api.get(TASKS)).json()["items"] == []
 
 
+async def test_an_unknown_op_is_not_repeated(api: httpx.AsyncClient) -> None:
+    """The refusal of an `op` says what there is, and nothing of what was sent."""
+    for op in ("secret", ["secret"], None):
+        answer = await bulk(api, {"op": op, "id": 1})
+        assert answer.status_code == 422
+        assert "secret" not in answer.text
+        assert "restore" in answer.json()["errors"][0]["msg"]
+
+
 async def test_malformed_content(api: httpx.AsyncClient) -> None:
     """All or nothing: bad content is refused before anything is done, and its place is told."""
     problem = (await bulk(api, make(), make(""), make(tags=["a b"]), atomic=True)).json()

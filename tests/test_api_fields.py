@@ -116,6 +116,7 @@ async def test_due_dates(api: httpx.AsyncClient, sent: str, stored: str) -> None
             ("tags", each)
             for each in (
                 None, "home", [1], [""], [" "], ["a b"], ["a,b"], ["a\x00"], ["x" * 65], [["a"]], ["t"] * 33,
+                ["\ud800"],
             )
         ),
         *(("project", each) for each in ("", "  ", "a\nb", "x" * 101, 1)),

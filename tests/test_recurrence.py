@@ -300,6 +300,19 @@ def test_following_moment(rule, due, zone, expected):
     assert next_moment(rule, due, zone) == expected
 
 
+@pytest.mark.parametrize(
+    ("until", "zone", "expected"),
+    [
+        ("99991231T235959Z", "Asia/Tokyo", "2026-11-26"),
+        ("00010101T000000Z", "America/New_York", None),
+    ],
+)
+def test_until_at_the_ends_of_the_calendar(until, zone, expected):
+    """An end that has no day in the task's zone ends a task with a day as well."""
+    now = datetime(2026, 11, 25, 12, tzinfo=UTC)
+    assert next_day(f"FREQ=DAILY;UNTIL={until}", "2026-11-25", now, zone) == expected
+
+
 def test_today_is_the_zone_s():
     """Whether a day that recurs is past is decided in the task's zone."""
     late = datetime(2026, 11, 25, 23, 30, tzinfo=UTC)

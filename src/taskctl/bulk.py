@@ -160,6 +160,8 @@ def _without_tags(error: ValidationError) -> list[ErrorDetails]:
         where = each["loc"]
         if where[:1] == ("operations",):
             each["loc"] = where[:2] + where[3:]
+        if each["type"].startswith("union_tag"):  # whose message has the whole of what was sent
+            each["msg"] = "op is create, patch, complete, delete or restore"
     return found
 
 

@@ -116,8 +116,13 @@ Project = Annotated[
 ]
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def _tag(text: str) -> str:
     tag = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text.strip()).lower())
+    if _SURROGATE.search(tag):
+        raise ValueError("a tag has no lone surrogate in it")
     if not 1 <= len(tag) <= TAG_MAX:
         raise ValueError(f"a tag has 1 to {TAG_MAX} characters")
     if any(each.isspace() or each == "," or each in _CONTROL for each in tag):

@@ -60,7 +60,8 @@ def decode(cursor: str, query: ListQuery) -> Place:
         raise BadRequest("The cursor belongs to a list with other parameters; start again without it.")
     if key and not _is_key(key, query.sort):
         raise BadRequest("The cursor is not one that this server gave out; start again without it.")
-    return Place(int(number), key or None)
+    # A title of nothing but accents is sorted by an empty text.
+    return Place(int(number), key if query.sort is Sort.title else key or None)
 
 
 def _is_plain(query: ListQuery) -> bool:

@@ -101,7 +101,11 @@ def _beyond(until: date | datetime | None, day: date, moment: date | datetime, z
     if isinstance(until, datetime):
         if isinstance(moment, datetime):
             return moment > until
-        return day > until.astimezone(zone).date()
+        try:
+            last = until.astimezone(zone).date()
+        except OverflowError:  # at the ends of the calendar
+            last = until.date()
+        return day > last
     return day > until
 
 

@@ -296,7 +296,13 @@ def explain(where: str, found: Iterable[ErrorDetails]) -> list[dict[str, Any]]:
     errors = []
     for each in found:
         message = _MESSAGES.get(each["type"], each["msg"].removeprefix("Value error, "))
-        errors.append(_invalid((where, *each["loc"]), message[0].upper() + message[1:], each["type"]))
+        loc = each["loc"]
+        if where == "query":
+            if each["type"] == "none_required":  # which nobody can send
+                continue
+            # pydantic adds which type of the parameter it tried.
+            loc = (*loc[:1], *(part for part in loc[1:] if isinstance(part, int)))
+        errors.append(_invalid((where, *loc), message[0].upper() + message[1:], each["type"]))
     return errors
 
 
