@@ -248,14 +248,10 @@ def test_layers(module):
         assert inside(found, "taskctl.cli") == []
     if inside([module], "taskctl.server"):
         assert inside(found, *CLIENT, "taskctl.assistant", "taskctl.tool_models") == []
-    if inside(
-        [module],
-        *CLIENT,
-        *(
-            f"taskctl.cli.{name}"
-            for name in ("tasks", "offline", "watch", "account", "login", "doctor", "mcp")
-        ),
-    ):
+    for_operators = inside(
+        [module], *(f"taskctl.cli.{name}" for name in ("server", "backup", "token", "users"))
+    )
+    if inside([module], "taskctl.cli", *CLIENT) and not for_operators:
         assert inside(found, *HEAVY) == []
     data = ("queries", "bulk", "tables", "database", "sessions", "feed", "pool", "pipeline", "migrations")
     if inside([module], *(f"taskctl.server.{name}" for name in data)):

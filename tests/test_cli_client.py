@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import typer
 
 from taskctl import contexts
+from taskctl.cli import root, tasks
 from test_client import CUT, TASK, Scripted, closed_port, http, ok, problem
 
 TOKEN = "e30.{}.x".format(
@@ -199,7 +201,7 @@ def test_a_closed_pipe_ends_quietly(environ, server):
 
 
 def test_add(run, terminal, server):
-    """`add` sends the title as it is given, `--` included, and says what was added."""
+    """`add` sends the title, what follows `--` included, and says what was added."""
     server.script = [ok({**TASK, "id": 9, "title": "-5"}, 201)] * 2
     assert run("tasks", "add", "-d", "two\nlines", "--idempotency-key", "k", "--", "-5").out.startswith(
         "9\tpending\t-5\t"
@@ -207,7 +209,7 @@ def test_add(run, terminal, server):
     assert server.seen[0].json == {"title": "-5", "description": "two\nlines"}
     assert server.seen[0].headers["idempotency-key"] == "k"
     assert terminal("tasks", "add", " x ").out == "Added 9  -5\n"
-    assert server.seen[1].json["title"] == " x "
+    assert server.seen[1].json == {"title": "x"}
 
 
 def test_add_is_repeated_with_its_key(run, server):
@@ -280,7 +282,16 @@ def test_rm_asks_once_in_a_terminal(terminal, server):
         ["tasks", "done", "1", "2", "--if-version", "1"],
         ["tasks", "edit", "1"],
         ["tasks", "edit", "1", "-d", "x", "--clear-description"],
-        ["tasks", "add", "Buy", "milk"],
+        ["tasks", "add", "Buy", "milk", "due:nonsense"],
+        ["tasks", "add", "x due:fri", "--due", "mon"],
+        ["tasks", "add", "x", "--priority", "urgent"],
+        ["tasks", "add", "+home"],
+        ["tasks", "edit", "1", "New", "title"],
+        ["tasks", "done", "5-3"],
+        ["tasks", "rm", "1-5000"],
+        ["tasks", "list", "--due", "someday"],
+        ["tasks", "list", "--columns", "id,colour"],
+        ["tasks", "list", "--columns", "id", "-q"],
         ["tasks", "list", "--limit", "0"],
         ["tasks", "list", "--limit", "x"],
         ["tasks", "list", "--limit", "5", "--all"],
@@ -494,6 +505,15 @@ def test_version_and_help(run):
     assert (run().code, run().err) == (2, done.out)
 
 
+def test_parts_have_the_commands_that_they_are_loaded_for():
+    """What a group loads for a name is there then, and every command can be reached by its name."""
+    for group in (root.app, tasks.app):
+        for names, add in group.info.cls.parts.items():
+            part = typer.Typer()
+            add(part)
+            assert set(typer.main.get_group(part).commands) == set(names)
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts_parse(run, shell):
     """The script names the command; where the shell is here, it finds no fault with it."""
@@ -511,6 +531,7 @@ def test_completion_scripts_parse(run, shell):
         ("taskctl tasks l", "list"),
         ("taskctl tasks list --st", "--status"),
         ("taskctl tasks list --status p", "pending"),
+        ("taskctl tasks list --columns id,pri", "id,priority"),
         ("taskctl --cont", "--context"),
         ("taskctl completion f", "fish"),
     ],

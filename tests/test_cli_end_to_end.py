@@ -171,8 +171,7 @@ def test_a_terminal_is_safe_from_titles(launch, empty_database, user, tmp_path):
 
 def test_colour_is_for_who_wants_it(environ, tasks):
     """A terminal gets colour unless NO_COLOR is set; a pipe gets none even with FORCE_COLOR."""
-    tasks("add", "x")
-    tasks("done", "1")
+    tasks("add", "x p:high")
     coloured = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
     assert coloured.search(taskctl_in_terminal("tasks", environ=environ).out)
     assert not coloured.search(taskctl_in_terminal("tasks", environ={**environ, "NO_COLOR": "1"}).out)

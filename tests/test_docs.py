@@ -119,7 +119,7 @@ def misused(words):
     command, words = typer.main.get_group(app), list(words)
     while words:
         word = words.pop(0)
-        if word.startswith("-") and word != "-":
+        if word.startswith("-") and word != "-":  # which is stdin
             options = {name: option for option in command.params for name in option.opts}
             if word != "--help" and word.partition("=")[0] not in options:
                 return word

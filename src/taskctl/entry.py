@@ -55,7 +55,7 @@ def read(text: str, now: datetime, zone: ZoneInfo) -> Entry:
             fields["due_at"] = dates.wire(_first(rule, day))
         fields |= {"recurrence": rule and str(rule), "time_zone": rule and zone.key}
     if "p" in said:
-        fields["priority"] = said["p"].read(_priority)
+        fields["priority"] = said["p"].read(priority)
     if tags:
         fields["tags"] = list(dict.fromkeys(tags))
     if "project" in said:
@@ -165,7 +165,8 @@ def _tag(tag: str) -> str:
     return tag
 
 
-def _priority(word: str) -> str:
+def priority(word: str) -> str:
+    """A priority by its name or first letter; ValueError where it is none."""
     found = next((each for each in Priority if word.lower() in {each, each[0]}), None)
     if found is None and word.lower() != "med":
         raise ValueError(f"{word[:20]!r} is no priority; write high, medium, low or none, or a first letter.")

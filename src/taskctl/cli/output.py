@@ -16,8 +16,10 @@ import typer
 from taskctl.errors import TaskctlError, UsageInvalid
 
 if TYPE_CHECKING:
+    from taskctl.cli.columns import Column, Group
     from taskctl.client import Client, TaskDict
     from taskctl.contexts import ClientSettings
+    from taskctl.outbox import Waiting
     from taskctl.transport import Try
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON; an array for a list.")]
@@ -70,12 +72,6 @@ def escaped(text: str) -> str:
     return _UNSAFE.sub(escape, text)
 
 
-def row(task: "TaskDict") -> str:
-    """A task as tab-separated fields: id, status, title, when it was changed (RFC 3339)."""
-    status = "completed" if task["completed"] else "pending"
-    return f"{task['id']}\t{status}\t{escaped(task['title'])}\t{task['updated_at']}"
-
-
 def compact(value: Any) -> bytes:
     """A JSON text in UTF-8, on one line."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
@@ -93,46 +89,52 @@ def print_json(text: bytes) -> None:
     sys.stdout.flush()
 
 
-def print_tasks(pages: Iterable[Sequence["TaskDict"]], how: Form) -> None:
-    """Print a list, page by page where its form allows; an array is complete or not there at all."""
+def print_tasks(
+    pages: Iterable[Sequence["TaskDict"]],
+    how: Form,
+    chosen: Sequence["Column"] = (),
+    group: "Group | None" = None,
+) -> None:
+    """Print a list, page by page where its form allows; an array is complete or not there at all.
+
+    `chosen` are the columns of a table or of rows; `group` puts a table's tasks under headings.
+    """
     if how is Form.JSON:
         print_json(compact([task for page in pages for task in page]))
         return
     if how is Form.TERMINAL:
-        _print_table([task for page in pages for task in page])
+        from taskctl.cli import table
+
+        table.print_table([task for page in pages for task in page], chosen, group)
         return
     for page in pages:
         if page and how is Form.NDJSON:
             print_json(b"\n".join(map(compact, page)))
+        elif page and how is Form.IDS:
+            typer.echo("\n".join(str(task["id"]) for task in page))
         elif page:
-            typer.echo("\n".join(str(task["id"]) if how is Form.IDS else row(task) for task in page))
+            from taskctl.cli.columns import row
+
+            typer.echo("\n".join(row(task, chosen) for task in page))
 
 
-def _print_table(tasks: Sequence["TaskDict"]) -> None:
-    if not tasks:
-        typer.echo("No tasks.", err=True)
-        return
-    from shutil import get_terminal_size
+def print_task(verb: str, task: "TaskDict | Waiting", how: Form, raw: bytes) -> None:
+    """Print one task, or the change that was kept instead; as JSON, what the server sent.
 
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    A terminal is told what has been done, and to what.
+    """
+    if not isinstance(task, dict):
+        from taskctl.cli import offline
 
-    # Left to itself, rich takes every TERM=dumb for 80 columns, whatever its size.
-    size = get_terminal_size()
-    console = Console(width=size.columns, height=size.lines, highlight=False, markup=False, emoji=False)
-    done = "✓" if "utf" in console.encoding else "x"
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("ID", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True, style="green", width=1)
-    table.add_column("Title", overflow="fold", ratio=1, min_width=10)
-    table.add_column("Changed", no_wrap=True, style="dim")
-    for task in tasks:
-        title = Text(escaped(task["title"]), style="dim" if task["completed"] else "")
-        table.add_row(
-            str(task["id"]), done if task["completed"] else "", title, local_time(task["updated_at"])
-        )
-    console.print(table)
+        offline.print_kept(task, how)
+    elif how is Form.JSON:
+        print_json(raw)
+    elif how is Form.TERMINAL:
+        from taskctl.cli.columns import sentence
+
+        typer.echo(f"{verb} {sentence(task)}")
+    else:
+        print_tasks([[task]], how)
 
 
 def local_time(moment: str) -> str:
@@ -152,16 +154,20 @@ def print_fields(fields: Sequence[tuple[str, str]], how: Form) -> None:
         typer.echo(f"{name:<{width}}  {value}" if how is Form.TERMINAL else f"{name}\t{value}")
 
 
-def report(error: TaskctlError, *, as_json: bool, task_id: int | str | None = None) -> None:
-    """Print an error on stderr: one line, or one JSON object."""
-    about = {} if task_id is None else {"id": task_id}
+def report(
+    error: TaskctlError, *, as_json: bool, task_id: int | str | None = None, line: int | None = None
+) -> None:
+    """Print an error on stderr: one line, or one JSON object; with the task or the line that it is about."""
+    about = {name: number for name, number in (("id", task_id), ("line", line)) if number is not None}
     if as_json:
         problem = {"code": error.code, "detail": error.detail, "request_id": error.request_id}
         data = {**error.members, **about, **problem, "status": error.status or None}
         # ASCII, because stderr has the locale's encoding.
         typer.echo(json.dumps(data), err=True)
         return
-    subject = "" if task_id is None else f"{task_id}: "
+    subject = "".join(
+        f"line {number}: " if name == "line" else f"{number}: " for name, number in about.items()
+    )
     request = f", request {error.request_id}" if error.request_id else ""
     typer.echo(f"taskctl: {subject}{escaped(f'{error.sentence} ({error.code}{request})')}", err=True)
 

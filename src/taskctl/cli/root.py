@@ -1,11 +1,11 @@
 """The root command: the options before the command, and the commands, each loaded when it is asked for."""
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 import typer
-from typer.core import TyperGroup
 
-from taskctl.cli.conversion import spare_pydantic
+from taskctl.cli.loading import LoadingGroup, Part
 from taskctl.contexts import Flags
 
 
@@ -13,6 +13,26 @@ def _add_tasks(app: typer.Typer) -> None:
     from taskctl.cli import tasks
 
     app.add_typer(tasks.app, name="tasks")
+
+
+def _add_add(app: typer.Typer) -> None:
+    from taskctl.cli import add
+
+    add.register(app)
+
+
+def _add_lists(app: typer.Typer) -> None:
+    from taskctl.cli import listing
+
+    app.command("ls")(listing.list_)
+    app.command()(listing.today)
+    app.command("next")(listing.next_)
+
+
+def _add_done(app: typer.Typer) -> None:
+    from taskctl.cli import changing
+
+    app.command()(changing.done)
 
 
 def _add_login(app: typer.Typer) -> None:
@@ -57,35 +77,20 @@ def _add_mcp(app: typer.Typer) -> None:
     mcp.register(app)
 
 
-class _Root(TyperGroup):
-    """A group whose commands are loaded in order, as far as needed to find the one that is asked for."""
-
-    def __init__(self, **attributes: Any) -> None:
-        super().__init__(**attributes)
-        self._unloaded = [
-            _add_tasks, _add_login, _add_account, _add_doctor, _add_token, _add_server, _add_users, _add_mcp,
-        ]  # fmt: skip
-        spare_pydantic(self)
-
-    def _load(self) -> None:
-        part = typer.Typer(rich_markup_mode=None)
-        add = self._unloaded.pop(0)
-        add(part)
-        group = typer.main.get_group(part)
-        spare_pydantic(group)
-        self.commands.update(group.commands)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Look a command up, loading the parts that come before it."""
-        while cmd_name not in self.commands and self._unloaded:
-            self._load()
-        return super().get_command(ctx, cmd_name)
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Load all parts, because `--help` and completion show all commands."""
-        while self._unloaded:
-            self._load()
-        return super().list_commands(ctx)
+class _Root(LoadingGroup):
+    parts: ClassVar[Mapping[tuple[str, ...], Part]] = {
+        ("tasks",): _add_tasks,
+        ("add",): _add_add,
+        ("ls", "today", "next"): _add_lists,
+        ("done",): _add_done,
+        ("login", "logout"): _add_login,
+        ("status", "completion", "context"): _add_account,
+        ("doctor",): _add_doctor,
+        ("token",): _add_token,
+        ("serve", "migrate", "db", "config"): _add_server,
+        ("users",): _add_users,
+        ("mcp",): _add_mcp,
+    }
 
 
 app = typer.Typer(
