@@ -116,17 +116,12 @@ Project = Annotated[
 ]
 
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
 def _tag(text: str) -> str:
     tag = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text.strip()).lower())
-    if _SURROGATE.search(tag):
-        raise ValueError("a tag has no lone surrogate in it")
     if not 1 <= len(tag) <= TAG_MAX:
         raise ValueError(f"a tag has 1 to {TAG_MAX} characters")
-    if any(each.isspace() or each == "," or each in _CONTROL for each in tag):
-        raise ValueError("a tag has no white space, comma or control character in it")
+    if any(each.isspace() or each == "," or each in _CONTROL or "\ud800" <= each <= "\udfff" for each in tag):
+        raise ValueError("a tag has no white space, comma, control character or lone surrogate in it")
     return tag
 
 
