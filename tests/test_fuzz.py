@@ -19,7 +19,7 @@ from conftest import SECRET, Server, User, make_user
 
 pytestmark = pytest.mark.slow
 
-EXAMPLES = os.environ.get("FUZZ_EXAMPLES", "70")
+EXAMPLES = os.environ.get("FUZZ_EXAMPLES", "50")
 
 CONFIG = """
 hooks = "fuzz_checks"
