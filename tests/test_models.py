@@ -199,15 +199,12 @@ def test_list_parameters(parameters, good):
 
 
 def test_list_defaults():
-    """Without parameters a list is the first 50 tasks of any status, in ascending order."""
-    assert ListQuery().model_dump(mode="json", exclude_none=True) == {
-        "status": "all",
-        "tag": [],
-        "tz": "UTC",
-        "sort": "id",
-        "order": "asc",
-        "limit": 50,
-    }
+    """Without parameters a list is the first 50 tasks of any status, in ascending order of their ids."""
+    assert ListQuery().model_dump(mode="json") == {
+        "status": "all", "q": None, "tag": [], "project": None, "priority": None, "due": None,
+        "completed_after": None, "completed_before": None, "tz": "UTC", "sort": "id", "order": "asc",
+        "limit": 50, "cursor": None, "count": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
