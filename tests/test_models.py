@@ -134,6 +134,13 @@ def test_unknown_members_are_refused(model, name):
     assert model.model_json_schema()["additionalProperties"] is False
 
 
+@pytest.mark.parametrize("extra", [{"a": ["\ud800"]}, {"\udfff": 1}])
+def test_extra_is_unicode(extra):
+    """Half of a surrogate pair in `extra` is refused in a sentence, and not in a codec's words."""
+    with pytest.raises(ValidationError, match="must not contain a lone surrogate"):
+        TaskContent(title="x", extra=extra)
+
+
 def test_content_has_defaults():
     """What is left out of a task's content is empty and open; a title is required."""
     assert TaskContent(title="x").model_dump(mode="json") == {

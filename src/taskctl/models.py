@@ -219,7 +219,11 @@ TimeZone = TypeAliasType(
 
 
 def _small(value: dict[str, Any]) -> dict[str, Any]:
-    if len(compact(value).encode()) > EXTRA_MAX:
+    try:
+        size = len(compact(value).encode())
+    except UnicodeEncodeError:  # whose message is the codec's
+        raise ValueError("must not contain a lone surrogate, which is no character") from None
+    if size > EXTRA_MAX:
         raise ValueError(f"has more than {EXTRA_MAX} bytes as JSON")
     return value
 
