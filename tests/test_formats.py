@@ -378,6 +378,7 @@ def test_what_the_api_refuses_is_made_to_fit():
         ),
         ({"tags": [f"{n:02}" for n in range(34)]}, {"tags": ["32", "33"]}, "tags beyond 32"),
         ({"tags": ["x" * 65]}, {"tags": ["x" * 65]}, "the tag"),
+        ({"time_zone": "Factory"}, {"time_zone": "Factory"}, "there is none of this name"),
     ],
 )
 def test_what_has_no_place_is_kept_in_extra(content, kept, told):

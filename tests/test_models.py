@@ -8,8 +8,9 @@ import pytest
 from psycopg import sql
 from pydantic import TypeAdapter, ValidationError
 
+from taskctl.dates import rfc3339
 from taskctl.list_query import ListQuery
-from taskctl.models import Completion, Description, Task, TaskContent, TaskPatch, Title, rfc3339
+from taskctl.models import Completion, Description, Task, TaskContent, TaskPatch, Title
 
 CONTROL = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0))]
 WHITE_SPACE = "\u0020\u00a0\u1680\u2000\u2003\u2028\u2029\u202f\u205f\u3000"

@@ -28,7 +28,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypeAliasType
 
-from taskctl.dates import OTHER_ZONES, zone_of
+from taskctl.dates import OTHER_ZONES, rfc3339, zone_of
 from taskctl.recurrence import check
 from taskctl.vocabulary import (
     CHANGES_LIMIT_DEFAULT,
@@ -238,11 +238,6 @@ Extra = Annotated[
     AfterValidator(_small),
     Field(description=f"Kept for programs and never looked into; at most {EXTRA_MAX} bytes."),
 ]
-
-
-def rfc3339(moment: datetime) -> str:
-    """A moment as the API writes it: UTC, microseconds, `Z` (RFC 3339), as PostgreSQL's own JSON has it."""
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 Timestamp = Annotated[

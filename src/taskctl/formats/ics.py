@@ -13,8 +13,9 @@ from datetime import UTC, date, datetime
 from typing import Any, BinaryIO
 from zoneinfo import ZoneInfo
 
+from taskctl.dates import rfc3339, zone_of
 from taskctl.formats.carrying import to_carry, with_carried
-from taskctl.formats.fitting import DEFAULTS, as_read, instant
+from taskctl.formats.fitting import DEFAULTS, as_read
 from taskctl.formats.lines import LONGEST, lines
 from taskctl.formats.record import (
     Entry,
@@ -240,7 +241,7 @@ def _moment(value: str, zone_name: str | None, zone: ZoneInfo) -> tuple[str, str
             named = None if found[7] or zone_name is None else _zone(zone_name)
             own_zone = UTC if found[7] else named or zone
             moment = datetime(year, month, day, hour, minute, min(second, 59), tzinfo=own_zone)
-            return instant(moment), named.key if named else None
+            return rfc3339(moment), named.key if named else None
     except (ValueError, OverflowError) as error:
         if "zone" in str(error):
             raise
@@ -252,8 +253,8 @@ def _zone(name: str) -> ZoneInfo:
     parts = name.strip("/").split("/")
     for first in range(len(parts)):
         try:
-            return ZoneInfo("/".join(parts[first:]))
-        except (OSError, ValueError, LookupError):
+            return zone_of("/".join(parts[first:]))
+        except ValueError:
             continue
     raise ValueError(f"the time zone {name!r:.60} is none that is known")
 

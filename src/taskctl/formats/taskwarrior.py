@@ -16,10 +16,11 @@ from datetime import UTC, datetime
 from typing import Any, BinaryIO
 from zoneinfo import ZoneInfo
 
+from taskctl.dates import rfc3339
 from taskctl.formats import repeating
 from taskctl.formats.carrying import to_carry, with_carried
 from taskctl.formats.elements import elements
-from taskctl.formats.fitting import DEFAULTS, as_read, instant
+from taskctl.formats.fitting import DEFAULTS, as_read
 from taskctl.formats.record import (
     Entry,
     Intake,
@@ -265,7 +266,7 @@ def _wire(moment: Any) -> str | None:
 
 def _date_or_instant(local: datetime) -> str:
     midnight = (local.hour, local.minute, local.second, local.microsecond) == (0, 0, 0, 0)
-    return local.date().isoformat() if midnight else instant(local)
+    return local.date().isoformat() if midnight else rfc3339(local)
 
 
 def _due(due_at: str | None, zone: ZoneInfo) -> str | None:
