@@ -644,6 +644,25 @@ def test_ics_of_others():
     assert [str(alarm["DESCRIPTION"]) for alarm in todo.walk("VALARM")] == ["not the task's"]
 
 
+@pytest.mark.parametrize("carried", ["{", "[]", "[" * 5000])
+def test_what_travels_along_and_is_broken(carried):
+    """What taskctl has put into a file counts only where it is a JSON object; else that is told."""
+    lines = [
+        "BEGIN:VCALENDAR",
+        "BEGIN:VTODO",
+        "SUMMARY:a",
+        f"X-TASKCTL:{carried}",
+        "END:VTODO",
+        "END:VCALENDAR",
+    ]
+    [todo] = read("ics", "\r\n".join(lines))
+    [task] = read("taskwarrior", json.dumps([{"description": "a", "taskctl": carried}]))
+    [line] = read("todo.txt", f"a taskctl:{carried}")
+    assert (todo.content["title"], todo.warnings) == ("a", ("X-TASKCTL is broken",))
+    assert (task.content["title"], task.warnings) == ("a", ("the attribute taskctl is broken",))
+    assert line.warnings[0] == "the value of taskctl: is broken"
+
+
 def test_ics_edited_elsewhere():
     """What another program has changed in a task that taskctl wrote counts, and the rest stays."""
     text = written("ics", [{**TASK, "due_at": "2026-11-30T16:00:00.123456Z"}]).replace(

@@ -291,9 +291,10 @@ class TaskContent(Body):
 RECURRENCE_NEEDS_DUE = "A task that recurs has a due date"
 
 
-def _without_defaults(schema: dict[str, Any]) -> None:
+def without_defaults(schema: dict[str, Any]) -> None:
+    """Leave out of a JSON Schema the defaults, where what is left out is not the same as its default."""
     for member in schema["properties"].values():
-        member.pop("default")
+        member.pop("default", None)
 
 
 class TaskPatch(Body):
@@ -304,7 +305,7 @@ class TaskPatch(Body):
     `model_fields_set`; the defaults here are never used, nor shown in the schema.
     """
 
-    model_config = ConfigDict(json_schema_extra=_without_defaults)
+    model_config = ConfigDict(json_schema_extra=without_defaults)
 
     title: Title = ""
     description: Description | None = None

@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 
 from taskctl.dates import rfc3339, zone_of
 from taskctl.formats.record import Entry, Intake, Refused, Source
+from taskctl.formats.repeating import FREQUENCIES
 from taskctl.formats.table import rows
 from taskctl.vocabulary import TITLE_MAX
 
@@ -34,7 +35,6 @@ _EVERY = re.compile(
     r"(?P<unit>days?|weeks?|months?|years?|weekdays?|(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?)"
     r"(?: at (?P<at>[0-9:apm ]+?))? (?:starting|from) (?P<start>.+)"
 )
-_UNITS = {"d": "DAILY", "w": "WEEKLY", "m": "MONTHLY", "y": "YEARLY"}
 _FORMATS = ("%b %d %Y", "%d %b %Y", "%B %d %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y")
 _TIMES = ("%H:%M", "%I%p", "%I:%M%p", "%I %p", "%I:%M %p")
 
@@ -154,7 +154,7 @@ def _due(written: str, zone: ZoneInfo) -> tuple[str | None, str | None]:
     if unit.startswith("weekday"):
         rule = "FREQ=WEEKLY;BYDAY=MO,TU,WE,TH,FR"
     elif re.fullmatch("(day|week|month|year)s?", unit):
-        rule = f"FREQ={_UNITS[unit[0]]}{interval}"
+        rule = f"FREQ={FREQUENCIES[unit[0]]}{interval}"
     else:
         rule = f"FREQ=WEEKLY{interval};BYDAY={unit[:2].upper()}"
     due_at = _day(start, zone)

@@ -16,16 +16,16 @@ from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
 from zoneinfo import ZoneInfo
 
-from taskctl.formats.carrying import to_carry, with_carried
+from taskctl.formats.carrying import parsed, to_carry, with_carried
 from taskctl.formats.fitting import DEFAULTS
 from taskctl.formats.lines import lines
 from taskctl.formats.record import Entry, Intake, Refused, Source, content_of, identity_here, identity_of, own
+from taskctl.formats.repeating import FREQUENCIES
 
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 _PRIORITY = re.compile(r"\(([A-Z])\)")
 _PAIR = re.compile(r"(due|pri|rec|taskctl):(\S+)")
 _REPEATS = re.compile(r"\+?([1-9][0-9]{0,2})([dwmy])")
-_FREQUENCIES = {"d": "DAILY", "w": "WEEKLY", "m": "MONTHLY", "y": "YEARLY"}
 _LETTERS = {"high": "A", "medium": "B", "low": "C"}
 _NAMES = {"A": "high", "B": "medium"}
 _SAFE = "\"'{}[]():,;/\\!?.=&+@#*<>|~$-_"
@@ -61,10 +61,8 @@ def _content(line: str, zone: ZoneInfo) -> tuple[dict[str, Any], list[str]]:
     if carried is None:
         return shown, []
     try:
-        rest = json.loads(unquote(carried[1], errors="strict"))
-        if not isinstance(rest, dict):
-            raise ValueError("no object")  # noqa: TRY004, TRY301 - one reason like the others
-    except (ValueError, RecursionError):
+        rest = parsed(unquote(carried[1], errors="strict"))
+    except ValueError:
         return {**shown, "title": f"{shown['title']} {carried[0].strip()}"}, [
             "the value of taskctl: is broken"
         ]
@@ -135,7 +133,7 @@ def _take_pair(word: str, content: dict[str, Any], marks: dict[str, Any]) -> boo
         _set_priority(value, content, marks)
     elif name == "rec" and content["recurrence"] is None and (repeats := _REPEATS.fullmatch(value)):
         interval = f";INTERVAL={repeats[1]}" if repeats[1] != "1" else ""
-        content["recurrence"] = f"FREQ={_FREQUENCIES[repeats[2]]}{interval}"
+        content["recurrence"] = f"FREQ={FREQUENCIES[repeats[2]]}{interval}"
         marks["rec"] = value
     else:
         return name == "taskctl"
