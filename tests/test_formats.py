@@ -530,6 +530,20 @@ def test_todo_txt_edited_elsewhere():
     assert broken.warnings == ("the value of taskctl: is broken",)
 
 
+def test_todo_txt_lines_are_short():
+    """A line carries of a task that was never changed no more than what tells it from others."""
+    empty = dict.fromkeys(("description", "due_at", "project", "recurrence", "time_zone", "extra", "next_id"))
+    changed = {**TASK, **empty, "tags": [], "completed": False, "completed_at": None}
+    new = {**changed, "version": 1, "updated_at": TASK["created_at"]}
+    start = '(A) 2026-11-01 Pay the rent taskctl:{"id":7,"user_id":"somebody",'
+    made, since = '"created_at":"2026-11-01T09:00:00.000001Z"', '"updated_at":"2026-11-22T10:00:00.123456Z"'
+    assert written("todo.txt", [new]) == f"{start}{made}}}\n"
+    assert written("todo.txt", [changed]) == f'{start}"version":2,{made},{since}}}\n'
+    for task in (new, changed, {**new, "extra": {"taskctl": {"id": 1}}}, {**new, "extra": {"a": 1}}):
+        [entry], [known] = (read(form, written(form, [task])) for form in ("todo.txt", "json"))
+        assert (entry.content, entry.key, entry.warnings) == (known.content, known.key, ())
+
+
 # iCalendar
 
 
