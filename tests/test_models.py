@@ -2,13 +2,17 @@
 
 import re
 from datetime import UTC, datetime, timedelta, timezone
+from typing import get_type_hints
 
 import psycopg
 import pytest
 from psycopg import sql
 from pydantic import TypeAdapter, ValidationError
 
+from taskctl import client, models
+from taskctl.bulk import OperationResult
 from taskctl.dates import rfc3339
+from taskctl.formats import fitting, record, table
 from taskctl.list_query import ListQuery
 from taskctl.models import Completion, Description, Task, TaskContent, TaskPatch, Title
 
@@ -133,6 +137,23 @@ def test_unknown_members_are_refused(model, name):
     with pytest.raises(ValidationError):
         model.model_validate(body | {name: 1})
     assert model.model_json_schema()["additionalProperties"] is False
+
+
+def test_repeats_of_the_models():
+    """What the client and the formats, without pydantic, say of the wire is what the models say."""
+    for typed, model in (
+        (client.TaskDict, Task),
+        (client.PageDict, models.TaskPage),
+        (client.ChangesDict, TaskPatch),
+        (client.ChangeDict, models.Change),
+        (client.ChangePageDict, models.ChangePage),
+        (client.ResultDict, OperationResult),
+    ):
+        assert get_type_hints(typed).keys() == model.model_fields.keys(), typed
+    assert {"title", *get_type_hints(client.ContentDict)} == TaskContent.model_fields.keys()
+    assert TaskContent(title="x").model_dump(mode="json") | {"title": ""} == fitting.DEFAULTS
+    assert set(record.READ_ONLY) == Task.model_fields.keys() - TaskContent.model_fields.keys()
+    assert sorted(table.COLUMNS) == sorted(Task.model_fields)
 
 
 @pytest.mark.parametrize("extra", [{"a": ["\ud800"]}, {"\udfff": 1}])
