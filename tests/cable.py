@@ -53,8 +53,11 @@ class Cable:
         self._connections, self._threads = [], []
 
     def mend(self) -> None:
-        """Let connections through again."""
-        self.loses_answers = self.is_cut = False
+        """Let connections and answers through again, if they were not."""
+        self.loses_answers = False
+        if not self.is_cut:
+            return
+        self.is_cut = False
         self._listener = socket.create_server(("127.0.0.1", self.port))
         self._listen()
 

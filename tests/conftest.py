@@ -26,6 +26,8 @@ from fastapi import FastAPI
 
 import better_auth as issuers
 import warm
+from cable import Cable
+from taskctl import contexts
 from taskctl.config import ServerSettings
 from taskctl.server import migrations
 from taskctl.server.app import create_app
@@ -250,6 +252,13 @@ def bare_environ(home: Path, **variables: str) -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "HOME": str(home)} | kept | variables
 
 
+def logged_in(home: Path, url: str, token: str, **variables: str) -> dict[str, str]:
+    """The environment of somebody who has logged in at a server, with these variables."""
+    environ = bare_environ(home, TASKCTL_CONFIG_DIR=str(home / "config"), **variables)
+    contexts.save_context("here", url, token, environ=environ)
+    return environ
+
+
 def taskctl(*arguments: str, environ: Mapping[str, str], given: str = "", cwd: Path | None = None) -> Done:
     """Run `taskctl` to its end, with pipes and in this environment only."""
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
@@ -399,6 +408,14 @@ def home() -> Iterator[Path]:
 def server(start_server: Callable[..., Server], database_url: str) -> Server:
     """A running server that all tests share."""
     return start_server(TASKCTL_ENV="test", DATABASE_URL=database_url, BETTER_AUTH_SECRET=SECRET)
+
+
+@pytest.fixture(scope="module")
+def cable(server: Server) -> Iterator[Cable]:
+    """The way to that server, for the tests of a module; who cuts it mends it."""
+    made = Cable(server.url)
+    yield made
+    made.cut()
 
 
 @pytest.fixture(scope="session")

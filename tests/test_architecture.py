@@ -174,7 +174,7 @@ def inside(modules, *names):
             {"addresses", "claims", "contexts", "errors", "operations", "private_file", "vocabulary"},
         ),
         *(
-            (name, set(), {"formats", "recurrence", "strict_json", "vocabulary"})
+            (name, set(), {"dates", "formats", "recurrence", "strict_json", "vocabulary"})
             for name in MODULES
             if name.startswith("taskctl.formats")
         ),

@@ -378,6 +378,7 @@ def test_what_the_api_refuses_is_made_to_fit():
         ),
         ({"tags": [f"{n:02}" for n in range(34)]}, {"tags": ["32", "33"]}, "tags beyond 32"),
         ({"tags": ["x" * 65]}, {"tags": ["x" * 65]}, "the tag"),
+        ({"time_zone": "Factory"}, {"time_zone": "Factory"}, "there is none of this name"),
     ],
 )
 def test_what_has_no_place_is_kept_in_extra(content, kept, told):
@@ -529,6 +530,20 @@ def test_todo_txt_edited_elsewhere():
     assert broken.warnings == ("the value of taskctl: is broken",)
 
 
+def test_todo_txt_lines_are_short():
+    """A line carries of a task that was never changed no more than what tells it from others."""
+    empty = dict.fromkeys(("description", "due_at", "project", "recurrence", "time_zone", "extra", "next_id"))
+    changed = {**TASK, **empty, "tags": [], "completed": False, "completed_at": None}
+    new = {**changed, "version": 1, "updated_at": TASK["created_at"]}
+    start = '(A) 2026-11-01 Pay the rent taskctl:{"id":7,"user_id":"somebody",'
+    made, since = '"created_at":"2026-11-01T09:00:00.000001Z"', '"updated_at":"2026-11-22T10:00:00.123456Z"'
+    assert written("todo.txt", [new]) == f"{start}{made}}}\n"
+    assert written("todo.txt", [changed]) == f'{start}"version":2,{made},{since}}}\n'
+    for task in (new, changed, {**new, "extra": {"taskctl": {"id": 1}}}, {**new, "extra": {"a": 1}}):
+        [entry], [known] = (read(form, written(form, [task])) for form in ("todo.txt", "json"))
+        assert (entry.content, entry.key, entry.warnings) == (known.content, known.key, ())
+
+
 # iCalendar
 
 
@@ -641,6 +656,25 @@ def test_ics_of_others():
     [todo] = icalendar.Calendar.from_ical(changed).walk("VTODO")
     assert (todo["PRIORITY"], todo["STATUS"], str(todo["UID"])) == (9, "COMPLETED", "abc@example.com")
     assert [str(alarm["DESCRIPTION"]) for alarm in todo.walk("VALARM")] == ["not the task's"]
+
+
+@pytest.mark.parametrize("carried", ["{", "[]", "[" * 5000])
+def test_what_travels_along_and_is_broken(carried):
+    """What taskctl has put into a file counts only where it is a JSON object; else that is told."""
+    lines = [
+        "BEGIN:VCALENDAR",
+        "BEGIN:VTODO",
+        "SUMMARY:a",
+        f"X-TASKCTL:{carried}",
+        "END:VTODO",
+        "END:VCALENDAR",
+    ]
+    [todo] = read("ics", "\r\n".join(lines))
+    [task] = read("taskwarrior", json.dumps([{"description": "a", "taskctl": carried}]))
+    [line] = read("todo.txt", f"a taskctl:{carried}")
+    assert (todo.content["title"], todo.warnings) == ("a", ("X-TASKCTL is broken",))
+    assert (task.content["title"], task.warnings) == ("a", ("the attribute taskctl is broken",))
+    assert line.warnings[0] == "the value of taskctl: is broken"
 
 
 def test_ics_edited_elsewhere():

@@ -18,7 +18,7 @@ from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp_types import CallToolResult, TextContent
 
 from cable import Cable
-from conftest import SECRET, Server, User, bare_environ, make_user, taskctl
+from conftest import SECRET, Server, User, bare_environ, logged_in, make_user, taskctl
 from taskctl import contexts
 from taskctl.assistant import Assistant
 from taskctl.client import Client as ApiClient
@@ -58,23 +58,9 @@ def refused(result: CallToolResult) -> str:
     return content.text
 
 
-def logged_in(folder: Path, url: str, token: str, **variables: str) -> dict[str, str]:
-    """The environment of somebody who is logged in."""
-    environ = bare_environ(folder, TASKCTL_CONFIG_DIR=str(folder / "config"), TZ="Europe/Berlin", **variables)
-    contexts.save_context("here", url, token, environ=environ)
-    return environ
-
-
 @pytest.fixture(scope="module")
 def person() -> User:
     return make_user()
-
-
-@pytest.fixture(scope="module")
-def cable(server: Server) -> Iterator[Cable]:
-    made = Cable(server.url)
-    yield made
-    made.cut()
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +68,9 @@ async def tools(
     cable: Cable, person: User, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Client]:
     """An assistant that may do everything, at the end of a cable."""
-    environ = logged_in(tmp_path_factory.mktemp("home"), cable.url, person.token, TASKCTL_TIMEOUT="0.5")
+    environ = logged_in(
+        tmp_path_factory.mktemp("home"), cable.url, person.token, TASKCTL_TIMEOUT="0.5", TZ="Europe/Berlin"
+    )
     async with assistant(environ) as client:
         yield client
 
@@ -93,8 +81,7 @@ async def call(tools: Client, cable: Cable) -> AsyncIterator[Callable[..., Any]]
         return await tools.call_tool(tool, arguments)
 
     yield call
-    if cable.is_cut:
-        cable.mend()
+    cable.mend()
 
 
 @pytest.fixture

@@ -2,14 +2,19 @@
 
 import re
 from datetime import UTC, datetime, timedelta, timezone
+from typing import get_type_hints
 
 import psycopg
 import pytest
 from psycopg import sql
 from pydantic import TypeAdapter, ValidationError
 
+from taskctl import client, models
+from taskctl.bulk import OperationResult
+from taskctl.dates import rfc3339
+from taskctl.formats import fitting, record, table
 from taskctl.list_query import ListQuery
-from taskctl.models import Completion, Description, Task, TaskContent, TaskPatch, Title, rfc3339
+from taskctl.models import Completion, Description, Task, TaskContent, TaskPatch, Title
 
 CONTROL = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0))]
 WHITE_SPACE = "\u0020\u00a0\u1680\u2000\u2003\u2028\u2029\u202f\u205f\u3000"
@@ -134,6 +139,30 @@ def test_unknown_members_are_refused(model, name):
     assert model.model_json_schema()["additionalProperties"] is False
 
 
+def test_repeats_of_the_models():
+    """What the client and the formats, without pydantic, say of the wire is what the models say."""
+    for typed, model in (
+        (client.TaskDict, Task),
+        (client.PageDict, models.TaskPage),
+        (client.ChangesDict, TaskPatch),
+        (client.ChangeDict, models.Change),
+        (client.ChangePageDict, models.ChangePage),
+        (client.ResultDict, OperationResult),
+    ):
+        assert get_type_hints(typed).keys() == model.model_fields.keys(), typed
+    assert {"title", *get_type_hints(client.ContentDict)} == TaskContent.model_fields.keys()
+    assert TaskContent(title="x").model_dump(mode="json") | {"title": ""} == fitting.DEFAULTS
+    assert set(record.READ_ONLY) == Task.model_fields.keys() - TaskContent.model_fields.keys()
+    assert sorted(table.COLUMNS) == sorted(Task.model_fields)
+
+
+@pytest.mark.parametrize("extra", [{"a": ["\ud800"]}, {"\udfff": 1}])
+def test_extra_is_unicode(extra):
+    """Half of a surrogate pair in `extra` is refused in a sentence, and not in a codec's words."""
+    with pytest.raises(ValidationError, match="must not contain a lone surrogate"):
+        TaskContent(title="x", extra=extra)
+
+
 def test_content_has_defaults():
     """What is left out of a task's content is empty and open; a title is required."""
     assert TaskContent(title="x").model_dump(mode="json") == {
@@ -199,15 +228,12 @@ def test_list_parameters(parameters, good):
 
 
 def test_list_defaults():
-    """Without parameters a list is the first 50 tasks of any status, in ascending order."""
-    assert ListQuery().model_dump(mode="json", exclude_none=True) == {
-        "status": "all",
-        "tag": [],
-        "tz": "UTC",
-        "sort": "id",
-        "order": "asc",
-        "limit": 50,
-    }
+    """Without parameters a list is the first 50 tasks of any status, in ascending order of their ids."""
+    assert ListQuery().model_dump(mode="json") == {
+        "status": "all", "q": None, "tag": [], "project": None, "priority": None, "due": None,
+        "completed_after": None, "completed_before": None, "tz": "UTC", "sort": "id", "order": "asc",
+        "limit": 50, "cursor": None, "count": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

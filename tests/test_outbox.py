@@ -19,6 +19,7 @@ from conftest import (
     User,
     bare_environ,
     free_port,
+    logged_in,
     make_user,
     stop,
     taskctl,
@@ -31,25 +32,11 @@ from taskctl.outbox import Outbox, Waiting
 from test_client import CUT, TASK, Scripted, http, ok, problem
 
 
-@pytest.fixture(scope="module")
-def cable(server: Server) -> Iterator[Cable]:
-    made = Cable(server.url)
-    yield made
-    made.cut()
-
-
-@pytest.fixture(autouse=True)
-def mended(cable: Cable) -> Iterator[None]:
-    yield
-    if cable.is_cut:
-        cable.mend()
-
-
 @pytest.fixture
-def environ(cable: Cable, user: User, tmp_path: Path) -> dict[str, str]:
-    made = bare_environ(tmp_path, TASKCTL_CONFIG_DIR=str(tmp_path / "config"), TASKCTL_TIMEOUT="0.3")
-    contexts.save_context("here", cable.url, user.token, environ=made)
-    return made
+def environ(cable: Cable, user: User, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Of somebody at the end of the cable, which is whole again afterwards."""
+    yield logged_in(tmp_path, cable.url, user.token, TASKCTL_TIMEOUT="0.3")
+    cable.mend()
 
 
 @pytest.fixture

@@ -26,18 +26,18 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def configured(name, listen, ports):
-    """A configuration of deploy/ with these ports, and nothing else changed."""
+def configured(name, listen, ports, named):
+    """A configuration of deploy/ with these ports; it names each server so often, and is else as it was."""
     text = (DEPLOY / name).read_text(encoding="utf-8")
-    for port, ours in zip((8080, 8001, 8002), (listen, *ports), strict=True):
+    for port, ours, times in ((8080, listen, 1), (8001, ports[0], named), (8002, ports[1], named)):
         text, count = re.subn(rf"\b{port}\b", str(ours), text)
-        assert count
+        assert count == times
     return text
 
 
 def nginx(folder, listen, ports):
     """The command of nginx; what Debian's nginx.conf has around a file of conf.d/ is here, too."""
-    (folder / "taskctl.conf").write_text(configured("nginx.conf", listen, ports))
+    (folder / "taskctl.conf").write_text(configured("nginx.conf", listen, ports, 1))
     paths = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     (folder / "nginx.conf").write_text(
         f"daemon off; worker_processes 2; pid {folder}/pid; error_log stderr;\n"
@@ -51,7 +51,7 @@ def nginx(folder, listen, ports):
 
 def haproxy(folder, listen, ports):
     """The command of HAProxy."""
-    (folder / "haproxy.cfg").write_text(configured("haproxy.cfg", listen, ports))
+    (folder / "haproxy.cfg").write_text(configured("haproxy.cfg", listen, ports, 2))
     return [HAPROXY, "-db", "-f", str(folder / "haproxy.cfg")]
 
 

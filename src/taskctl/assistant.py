@@ -150,7 +150,7 @@ class Assistant:
         return Page(
             tasks=[Line(**_shown(task, zone)) for task in page["items"]],
             next_cursor=page["next_cursor"],
-            count=page.get("count"),  # type: ignore[arg-type] # which the type does not know yet
+            count=page.get("count"),
         )
 
     def read_task(self, given: OfTask) -> Whole:

@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from taskctl.models import Body, Invalid, Task, TaskContent, TaskPatch
+from taskctl.models import Body, Invalid, Task, TaskContent, TaskPatch, without_defaults
 from taskctl.vocabulary import BULK_MAX, IDEMPOTENCY_KEY_MAX
 
 
@@ -185,15 +185,10 @@ def _failed(wrong: list[ErrorDetails]) -> ValidationError:
     )
 
 
-def _without_defaults(schema: dict[str, Any]) -> None:
-    for member in schema["properties"].values():
-        member.pop("default", None)
-
-
 class Refusal(BaseModel):
     """Why an operation was not done."""
 
-    model_config = ConfigDict(json_schema_extra=_without_defaults)
+    model_config = ConfigDict(json_schema_extra=without_defaults)
 
     code: str = Field(description="As in a problem document.")
     detail: str
@@ -208,7 +203,7 @@ class Refusal(BaseModel):
 class OperationResult(BaseModel):
     """What has become of an operation."""
 
-    model_config = ConfigDict(json_schema_extra=_without_defaults)
+    model_config = ConfigDict(json_schema_extra=without_defaults)
 
     status: int = Field(description="What a request of its own would have been answered; 424: undone.")
     task: Task | SkipJsonSchema[None] = Field(None, description="With 200 and 201.")

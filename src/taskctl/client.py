@@ -76,6 +76,8 @@ class PageDict(TypedDict):
 
     items: list[TaskDict]
     next_cursor: str | None
+    count: NotRequired[int]
+    """With the filter `count`: tasks on all pages."""
 
 
 class ContentDict(TypedDict, total=False):

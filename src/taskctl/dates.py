@@ -21,7 +21,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from taskctl.recurrence import MONTH_LENGTHS, MONTH_NAMES, WEEKDAY_NAMES, ordinal
-from taskctl.vocabulary import TIME_ZONE_MAX
+from taskctl.vocabulary import TIME_ZONE_MAX, DueWord
 
 Due = date | datetime
 """A day, or an aware moment; a datetime is the latter, though Python takes it for a date as well."""
@@ -273,6 +273,11 @@ def _day_of_year(words: str, today: date) -> date | None:
 # The wire
 
 
+def rfc3339(moment: datetime) -> str:
+    """A moment as the API writes it: UTC, microseconds, `Z` (RFC 3339), as PostgreSQL's own JSON has it."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
 def wire(due: Due) -> str:
     """A due date as the API reads it: `2026-12-31`, or a moment with its offset (RFC 3339)."""
     if not isinstance(due, datetime):
@@ -296,7 +301,7 @@ def span(text: str, now: datetime, zone: tzinfo) -> str:
         ValueError: it means nothing, or more than one thing, or its end comes before its beginning.
     """
     words = text.strip().lower()
-    if words in {"overdue", "today", "week", NONE, "any"}:
+    if words in set(DueWord):
         return words
     begin, dots, end = (part.strip() for part in words.partition(".."))
     first, last = (_bound(part, now, zone) if part else None for part in (begin, end))

@@ -28,7 +28,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypeAliasType
 
-from taskctl.dates import OTHER_ZONES, zone_of
+from taskctl.dates import OTHER_ZONES, rfc3339, zone_of
 from taskctl.recurrence import check
 from taskctl.vocabulary import (
     CHANGES_LIMIT_DEFAULT,
@@ -219,7 +219,11 @@ TimeZone = TypeAliasType(
 
 
 def _small(value: dict[str, Any]) -> dict[str, Any]:
-    if len(compact(value).encode()) > EXTRA_MAX:
+    try:
+        size = len(compact(value).encode())
+    except UnicodeEncodeError:  # whose message is the codec's
+        raise ValueError("must not contain a lone surrogate, which is no character") from None
+    if size > EXTRA_MAX:
         raise ValueError(f"has more than {EXTRA_MAX} bytes as JSON")
     return value
 
@@ -234,11 +238,6 @@ Extra = Annotated[
     AfterValidator(_small),
     Field(description=f"Kept for programs and never looked into; at most {EXTRA_MAX} bytes."),
 ]
-
-
-def rfc3339(moment: datetime) -> str:
-    """A moment as the API writes it: UTC, microseconds, `Z` (RFC 3339), as PostgreSQL's own JSON has it."""
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 Timestamp = Annotated[
@@ -292,9 +291,10 @@ class TaskContent(Body):
 RECURRENCE_NEEDS_DUE = "A task that recurs has a due date"
 
 
-def _without_defaults(schema: dict[str, Any]) -> None:
+def without_defaults(schema: dict[str, Any]) -> None:
+    """Leave out of a JSON Schema the defaults, where what is left out is not the same as its default."""
     for member in schema["properties"].values():
-        member.pop("default")
+        member.pop("default", None)
 
 
 class TaskPatch(Body):
@@ -305,7 +305,7 @@ class TaskPatch(Body):
     `model_fields_set`; the defaults here are never used, nor shown in the schema.
     """
 
-    model_config = ConfigDict(json_schema_extra=_without_defaults)
+    model_config = ConfigDict(json_schema_extra=without_defaults)
 
     title: Title = ""
     description: Description | None = None

@@ -12,7 +12,12 @@ from taskctl.cli.selection import Ids, IfVersion, change_each, each, references
 from taskctl.errors import UsageInvalid
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from taskctl.client import TaskDict
+    from taskctl.desk import Desk
     from taskctl.operations import Reference
+    from taskctl.outbox import Waiting
 
 _NAMED_IN_A_QUESTION = 10
 
@@ -27,67 +32,49 @@ def register(app: typer.Typer) -> None:
     app.command()(restore)
 
 
-def done(
-    context: typer.Context,
-    *,
-    ids: Ids,
-    if_version: IfVersion = None,
-    as_json: Json = False,
-    ndjson: Ndjson = False,
-    quiet: Quiet = False,
-) -> None:
+def _command(
+    name: str, verb: str, do: "Callable[[Desk, Reference, int | None], TaskDict | Waiting]", doc: str
+) -> "Callable[..., None]":
+    """A command that does the same to each of some tasks; `do` is told which version is meant."""
+
+    def command(
+        context: typer.Context,
+        *,
+        ids: Ids,
+        if_version: IfVersion = None,
+        as_json: Json = False,
+        ndjson: Ndjson = False,
+        quiet: Quiet = False,
+    ) -> None:
+        how = output.form(as_json=as_json, ndjson=ndjson, quiet=quiet)
+        chosen = references(ids, if_version)
+        change_each(context, chosen, how, verb, lambda opened, one: do(opened, one, if_version))
+
+    command.__name__, command.__doc__ = name, doc
+    return command
+
+
+done = _command(
+    "done",
+    "Done",
+    lambda opened, one, version: opened.complete_task(one, if_version=version),
     """Complete tasks (also: complete): `done 3-5 8`, or `done -` for the ids on stdin.
 
     With --json: the task, or an array if several ids were given.
-    """
-    how = output.form(as_json=as_json, ndjson=ndjson, quiet=quiet)
-    change_each(
-        context,
-        references(ids, if_version),
-        how,
-        "Done",
-        lambda opened, one: opened.complete_task(one, if_version=if_version),
-    )
-
-
-def reopen(
-    context: typer.Context,
-    *,
-    ids: Ids,
-    if_version: IfVersion = None,
-    as_json: Json = False,
-    ndjson: Ndjson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Reopen completed tasks. With --json: the task, or an array if several ids were given."""
-    how = output.form(as_json=as_json, ndjson=ndjson, quiet=quiet)
-    change_each(
-        context,
-        references(ids, if_version),
-        how,
-        "Reopened",
-        lambda opened, one: opened.complete_task(one, completed=False, if_version=if_version),
-    )
-
-
-def restore(
-    context: typer.Context,
-    *,
-    ids: Ids,
-    if_version: IfVersion = None,
-    as_json: Json = False,
-    ndjson: Ndjson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Take tasks out of the trash. With --json: the task, or an array if several ids were given."""
-    how = output.form(as_json=as_json, ndjson=ndjson, quiet=quiet)
-    change_each(
-        context,
-        references(ids, if_version),
-        how,
-        "Restored",
-        lambda opened, one: opened.client.restore_task(opened.resolved(one), if_version=if_version),
-    )
+    """,
+)
+reopen = _command(
+    "reopen",
+    "Reopened",
+    lambda opened, one, version: opened.complete_task(one, completed=False, if_version=version),
+    "Reopen completed tasks. With --json: the task, or an array if several ids were given.",
+)
+restore = _command(
+    "restore",
+    "Restored",
+    lambda opened, one, version: opened.client.restore_task(opened.resolved(one), if_version=version),
+    "Take tasks out of the trash. With --json: the task, or an array if several ids were given.",
+)
 
 
 def rm(

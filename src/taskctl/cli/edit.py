@@ -1,6 +1,7 @@
 """`taskctl tasks edit`: by flags and words of quick entry, or in an editor, merging what others change."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -98,19 +99,19 @@ class _Wish:
     """
 
     def __init__(self, plain: "ChangesDict", line: str, tags: list[str]) -> None:
-        self.now, self.zone = clock.here()
-        self.plain, self.line = plain, line
+        self._now, self._zone = clock.here()
+        self._plain, self._line = plain, line
         fields = self._read("")
-        self.removed = {tag[1:].lower() for tag in tags if tag.startswith("-")}
-        self.added = [tag.removeprefix("+") for tag in tags if not tag.startswith("-")]
-        self.added += fields.pop("tags", [])
+        self._removed = {tag[1:].lower() for tag in tags if tag.startswith("-")}
+        self._added = [tag.removeprefix("+") for tag in tags if not tag.startswith("-")]
+        self._added += fields.pop("tags", [])
         self._fields = fields
         # A recurrence begins at the due date, and tags are added to those that are there.
-        self._needs_due = fields.get("recurrence") is not None and "due_at" not in self._said()
-        self._needs_task = bool(self._needs_due or self.removed or self.added)
+        self._needs_due = fields.get("recurrence") is not None and not self._says_due()
+        self._needs_task = bool(self._needs_due or self._removed or self._added)
 
     def __bool__(self) -> bool:
-        return bool(self.plain or self._fields or self.removed or self.added)
+        return bool(self._plain or self._fields or self._removed or self._added)
 
     def apply(self, opened: "Desk", one: "Reference", if_version: int | None) -> "TaskDict | Waiting":
         """Change one task; what depends on the task as it is is worked out anew where that changes."""
@@ -129,32 +130,31 @@ class _Wish:
     def _changes(self, task: "TaskDict | None") -> "ChangesDict":
         fields = dict(self._fields)
         if task is not None and self._needs_due and task.get("due_at"):
-            text = sheet.of(task, self.zone)["due"]
+            text = sheet.of(task, self._zone)["due"]
             fields = self._read(f'due:"{text}" ')
             del fields["due_at"]
             fields.pop("tags", None)
-        if task is not None and (self.added or self.removed):
-            kept = [tag for tag in task.get("tags") or () if tag not in self.removed]
-            fields["tags"] = list(dict.fromkeys([*kept, *self.added]))
-        return cast("ChangesDict", {**self.plain, **fields})
+        if task is not None and (self._added or self._removed):
+            kept = [tag for tag in task.get("tags") or () if tag not in self._removed]
+            fields["tags"] = list(dict.fromkeys([*kept, *self._added]))
+        return cast("ChangesDict", {**self._plain, **fields})
 
     def _read(self, before: str) -> dict[str, Any]:
         """The fields that the words name."""
         from taskctl import entry
 
-        found = entry.read(f"{before}{self.line} {_TITLE}", self.now, self.zone)
+        found = entry.read(f"{before}{self._line} {_TITLE}", self._now, self._zone)
         if found.title != _TITLE:
             text = found.title.removesuffix(_TITLE).strip()
             raise UsageInvalid(f"{text[:40]!r} is no field; a new title goes after --title.")
         fields = dict(found.fields)
-        if fields.get("project", "").lower() in {"none", ""} and "project" in fields:
+        if fields.get("project", "").lower() == "none":
             fields["project"] = None
         return fields
 
-    def _said(self) -> set[str]:
-        """The members that the words name themselves."""
-        words = self.line.lower()
-        return {"due_at"} if words.startswith("due:") or " due:" in words else set()
+    def _says_due(self) -> bool:
+        """Whether the words name a due date; where they only recur, the fields have the first one."""
+        return re.search(r"(?i)(^|\s)due:", self._line) is not None
 
 
 def _in_editor(opened: "Desk", number: int) -> "TaskDict | Waiting | None":

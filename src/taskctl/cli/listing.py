@@ -125,24 +125,14 @@ def list_(
         to_do = how is Form.TERMINAL and not (completed_after or completed_before)
         status = Status.pending if to_do else Status.all
     if sort is None:
-        # `--order` alone has always meant the order of ids.
+        # `--order` alone is the order of ids.
         planned = how is Form.TERMINAL and order is None and status is Status.pending
         sort = Sort.priority if planned and group is Group.priority else Sort.due if planned else Sort.id
     order = order or _natural(sort, reverse=reverse)
     if sort is not Sort.id:
         filters["sort"] = sort.value
     total = _total(limit, everything=everything)
-    more = False
-
-    def pages(client: "Client") -> "Iterator[list[TaskDict]]":
-        nonlocal more
-        for page in client.pages(status=status, order=order, filters=filters, total=total):
-            more = page["next_cursor"] is not None
-            yield page["items"]
-
-    shown = _print(context, pages, how, total=total, chosen=chosen, group=group)
-    if more and how is Form.TERMINAL:
-        output.note(f"{shown} shown; --all for all of them.")
+    _show(context, how, status, order, filters, total=total, chosen=chosen, group=group)
 
 
 def today(
@@ -162,17 +152,7 @@ def today(
     chosen = _columns(columns, how)
     filters = {**_filters(tags, project, None), **_until_today(), "sort": Sort.due.value}
     total = _total(limit, everything=everything)
-    more = False
-
-    def pages(client: "Client") -> "Iterator[list[TaskDict]]":
-        nonlocal more
-        for page in client.pages(status=Status.pending, filters=filters, total=total):
-            more = page["next_cursor"] is not None
-            yield page["items"]
-
-    shown = _print(context, pages, how, total=total, chosen=chosen)
-    if more and how is Form.TERMINAL:
-        output.note(f"{shown} shown; --all for all of them.")
+    _show(context, how, Status.pending, Order.asc, filters, total=total, chosen=chosen)
 
 
 def next_(
@@ -208,6 +188,31 @@ def next_(
                     return
 
     _print(context, pages, how, total=total, chosen=chosen)
+
+
+def _show(
+    context: typer.Context,
+    how: Form,
+    status: Status,
+    order: Order,
+    filters: "Filters",
+    *,
+    total: int | None,
+    chosen: list[Column],
+    group: Group | None = None,
+) -> None:
+    """Print a list as the server has it, and say so in a terminal where there is more of it."""
+    more = False
+
+    def pages(client: "Client") -> "Iterator[list[TaskDict]]":
+        nonlocal more
+        for page in client.pages(status=status, order=order, filters=filters, total=total):
+            more = page["next_cursor"] is not None
+            yield page["items"]
+
+    shown = _print(context, pages, how, total=total, chosen=chosen, group=group)
+    if more and how is Form.TERMINAL:
+        output.note(f"{shown} shown; --all for all of them.")
 
 
 def _print(

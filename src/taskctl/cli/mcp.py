@@ -1,11 +1,10 @@
 """`taskctl mcp`: the tasks for an assistant, which starts it and speaks to it through pipes."""
 
-import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taskctl.cli import output
+from taskctl.cli import clock, output
 from taskctl.contexts import Flags, resolve
 from taskctl.errors import SettingsInvalid, UsageInvalid
 
@@ -34,19 +33,13 @@ def mcp(
     The assistant's program starts it, and speaks the Model Context Protocol to it through pipes. Needs the
     extra `mcp`.
     """
-    from datetime import datetime
-
     from taskctl import dates
 
     flags: Flags = context.find_root().obj
     settings = resolve(flags)
     settings.require_token()
     try:
-        zone = (
-            dates.machine_zone(os.environ, datetime.now().astimezone())
-            if time_zone is None
-            else dates.zone_of(time_zone)
-        )
+        zone = clock.here()[1] if time_zone is None else dates.zone_of(time_zone)
     except ValueError as error:
         raise UsageInvalid(f"--time-zone: {error}") from None
     try:

@@ -18,7 +18,7 @@ from taskctl.errors import TaskctlError, UsageInvalid
 if TYPE_CHECKING:
     from taskctl.cli.columns import Column, Group
     from taskctl.client import Client, TaskDict
-    from taskctl.contexts import ClientSettings
+    from taskctl.contexts import ClientSettings, Flags
     from taskctl.outbox import Waiting
     from taskctl.transport import Try
 
@@ -170,6 +170,21 @@ def report(
     )
     request = f", request {error.request_id}" if error.request_id else ""
     typer.echo(f"taskctl: {subject}{escaped(f'{error.sentence} ({error.code}{request})')}", err=True)
+
+
+def client(context: typer.Context) -> "Client":
+    """A client for whoever the options before the command, the environment and the contexts say.
+
+    Raises:
+        SettingsInvalid, KeyringFailed: as `contexts.resolve`.
+        NotLoggedIn: there is no token for that server.
+    """
+    from taskctl.contexts import resolve
+
+    flags: Flags = context.find_root().obj
+    settings = resolve(flags)
+    settings.require_token()
+    return connect(settings, debug=flags.debug)
 
 
 def connect(settings: "ClientSettings", *, debug: bool) -> "Client":

@@ -57,9 +57,7 @@ def _count(client: "Client", now: "datetime", zone: "ZoneInfo") -> dict[str, Any
 
     def count(status: Status, **filters: str) -> int:
         given = {**filters, "tz": zone.key, "count": "exact"}
-        page: Mapping[str, Any] = client.list_tasks(status=status, limit=1, filters=given)
-        number = page.get("count")
-        return number if isinstance(number, int) else 0
+        return client.list_tasks(status=status, limit=1, filters=given).get("count", 0)
 
     today = now.date()
     pending = Status.pending

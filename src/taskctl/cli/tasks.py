@@ -59,10 +59,16 @@ def _add_offline(app: typer.Typer) -> None:
     offline.register(app)
 
 
-def _add_transfer(app: typer.Typer) -> None:
-    from taskctl.cli import transfer
+def _add_export(app: typer.Typer) -> None:
+    from taskctl.cli import exporting
 
-    transfer.register(app)
+    app.command()(exporting.export)
+
+
+def _add_import(app: typer.Typer) -> None:
+    from taskctl.cli import importing
+
+    app.command("import")(importing.import_)
 
 
 class _Tasks(LoadingGroup):
@@ -75,7 +81,8 @@ class _Tasks(LoadingGroup):
         ("undo", "sync"): _add_offline,
         ("stats",): _add_stats,
         ("watch",): _add_watch,
-        ("export", "import"): _add_transfer,
+        ("export",): _add_export,
+        ("import",): _add_import,
     }
 
 

@@ -9,7 +9,6 @@ import typer
 
 from taskctl.cli import output
 from taskctl.cli.output import Form
-from taskctl.contexts import Flags, resolve
 
 if TYPE_CHECKING:
     from taskctl.client import ChangeDict
@@ -35,10 +34,7 @@ def watch(
     tab-separated fields: time, type (created, changed, completed, reopened, deleted or restored), id, title.
     """
     how = output.form(as_json=False, ndjson=ndjson, quiet=False)
-    flags: Flags = context.find_root().obj
-    settings = resolve(flags)
-    settings.require_token()
-    with output.connect(settings, debug=flags.debug) as client:
+    with output.client(context) as client:
         on_beat = _closed_pipe_noticed()
         for change in client.stream(None if since == _START else since, on_beat=on_beat):
             if how is Form.NDJSON:

@@ -4,6 +4,7 @@ What reading would give other than what was written travels along, whole, in a p
 to programs. It counts at reading as long as the part that the format does show has not been changed since.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,26 @@ def to_carry(content: Mapping[str, Any], shown: Mapping[str, Any]) -> Content:
     extra, there = content.get("extra") or {}, shown.get("extra") or {}
     members = {name: extra[name] for name in extra if name not in there or extra[name] != there[name]}
     return {**rest, "extra": members} if members else rest
+
+
+def only_history(rest: Mapping[str, Any]) -> bool:
+    """Whether nothing travels along but where the task was, and when it was made and changed."""
+    return rest.keys() == {"extra"} and rest["extra"].keys() == {"taskctl"}
+
+
+def parsed(text: Any) -> Content:
+    """What travels along, from its JSON.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    try:
+        rest = json.loads(text)
+    except (TypeError, RecursionError) as error:
+        raise ValueError("no JSON") from error
+    if not isinstance(rest, dict):
+        raise ValueError("no object")  # noqa: TRY004 - one reason like the others
+    return rest
 
 
 def with_carried(shown: Mapping[str, Any], rest: Mapping[str, Any], reading: Reading) -> Content:

@@ -4,10 +4,10 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Any
-from zoneinfo import ZoneInfo
 
+from taskctl.dates import rfc3339, zone_of
 from taskctl.recurrence import check
 from taskctl.vocabulary import (
     DESCRIPTION_MAX,
@@ -82,30 +82,32 @@ def due(text: str) -> str:
         if _DATE.fullmatch(text):
             return date.fromisoformat(text).isoformat()
         if _INSTANT.fullmatch(text):
-            return instant(datetime.fromisoformat(text.upper()))
+            return rfc3339(datetime.fromisoformat(text.upper()))
     except (ValueError, OverflowError):
         pass
     raise ValueError(f"the due date {text!r:.50} is neither a date nor a time with its offset")
 
 
-def instant(moment: datetime) -> str:
-    """A moment as the wire has it."""
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
 def cut(title: str) -> tuple[str, str | None]:
     """A text as a title, and the whole text where that is not all of it."""
-    line = " ".join(_CONTROL.sub(" ", title).split()) if _CONTROL.search(title) else title.strip()
+    line = _one_line(title)
     if len(line) > TITLE_MAX:
         return line[: TITLE_MAX - 1].rstrip() + "…", title.strip()
     return line, None
 
 
+def _one_line(text: str) -> str:
+    return " ".join(_CONTROL.sub(" ", text).split()) if _CONTROL.search(text) else text.strip()
+
+
 def tag(text: str) -> str:
     """A text as a tag; empty where nothing of it is left."""
-    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text.strip()).lower())
-    text = re.sub(r"[\s,\x00-\x1f\x7f-\x9f]+", "-", text)
-    return text[:TAG_MAX]
+    return re.sub(r"[\s,\x00-\x1f\x7f-\x9f]+", "-", _normal_tag(text))[:TAG_MAX]
+
+
+def _normal_tag(text: str) -> str:
+    """A tag as the API writes it, of a text that is one."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text.strip()).lower())
 
 
 def as_read(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,7 +167,7 @@ def _texts(given: Mapping[str, Any], changed: list[str]) -> tuple[str, str | Non
 def _tags(tags: list[str], kept: dict[str, Any], changed: list[str]) -> list[str]:
     pairs = [(text, tag(text)) for text in tags]
     for text, fit in pairs:
-        plain = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text.strip()).lower())
+        plain = _normal_tag(text)
         if fit != plain or not fit:
             changed.append(
                 f"the tag {text!r:.80} became {fit!r}" if fit else f"the tag {text!r:.80} was left out"
@@ -182,7 +184,7 @@ def _tags(tags: list[str], kept: dict[str, Any], changed: list[str]) -> list[str
 def _project(project: str | None, kept: dict[str, Any], changed: list[str]) -> str | None:
     if project is None:
         return None
-    fit = " ".join(_CONTROL.sub(" ", project).split()) if _CONTROL.search(project) else project.strip()
+    fit = _one_line(project)
     if len(fit) > PROJECT_MAX:
         fit = fit[: PROJECT_MAX - 1].rstrip() + "…"
     if fit != project.strip():
@@ -212,8 +214,8 @@ def _time_zone(name: str | None, kept: dict[str, Any], changed: list[str]) -> st
     if not name:
         return None
     try:
-        return ZoneInfo(name).key
-    except (OSError, ValueError, LookupError):
+        return zone_of(name).key
+    except ValueError:
         kept["time_zone"] = name
         changed.append(f"the time zone {name!r:.80} is kept in extra only: there is none of this name")
         return None

@@ -13,8 +13,9 @@ from datetime import UTC, date, datetime
 from typing import Any, BinaryIO
 from zoneinfo import ZoneInfo
 
-from taskctl.formats.carrying import to_carry, with_carried
-from taskctl.formats.fitting import DEFAULTS, as_read, instant
+from taskctl.dates import rfc3339, zone_of
+from taskctl.formats.carrying import only_history, parsed, to_carry, with_carried
+from taskctl.formats.fitting import DEFAULTS, as_read
 from taskctl.formats.lines import LONGEST, lines
 from taskctl.formats.record import (
     Entry,
@@ -119,11 +120,7 @@ def write(tasks: Iterable[Mapping[str, Any]], source: Source) -> Iterator[str]:
         rest = to_carry(
             content, {**as_read(_read(todo, source.zone)), "extra": {"ics": own(content["extra"], "ics")}}
         )
-        if (
-            own(content["extra"], "ics").get("uid")
-            and set(rest) == {"extra"}
-            and set(rest["extra"]) == {"taskctl"}
-        ):
+        if own(content["extra"], "ics").get("uid") and only_history(rest):
             rest = {}  # where a task from another calendar was in between is nothing to put into it
         carried = [f"X-TASKCTL:{_escape(json.dumps(rest, separators=(',', ':')))}"] if rest else []
         yield "".join(_folded(line) for line in ("BEGIN:VTODO", *todo, *carried, "END:VTODO"))
@@ -171,9 +168,8 @@ def _entry(intake: Intake, start: int, todo: list[str], zone: ZoneInfo) -> Entry
     for line in todo:
         if line.upper().startswith("X-TASKCTL:"):
             try:
-                rest = json.loads(_unescape(line.partition(":")[2]))
-                rest = rest if isinstance(rest, dict) else {}
-            except (ValueError, RecursionError):
+                rest = parsed(_unescape(line.partition(":")[2]))
+            except ValueError:
                 warnings.append("X-TASKCTL is broken")
     content = with_carried(shown, rest, lambda content: _read(_todo(content), zone))
     written = set(_todo(content))
@@ -240,7 +236,7 @@ def _moment(value: str, zone_name: str | None, zone: ZoneInfo) -> tuple[str, str
             named = None if found[7] or zone_name is None else _zone(zone_name)
             own_zone = UTC if found[7] else named or zone
             moment = datetime(year, month, day, hour, minute, min(second, 59), tzinfo=own_zone)
-            return instant(moment), named.key if named else None
+            return rfc3339(moment), named.key if named else None
     except (ValueError, OverflowError) as error:
         if "zone" in str(error):
             raise
@@ -252,8 +248,8 @@ def _zone(name: str) -> ZoneInfo:
     parts = name.strip("/").split("/")
     for first in range(len(parts)):
         try:
-            return ZoneInfo("/".join(parts[first:]))
-        except (OSError, ValueError, LookupError):
+            return zone_of("/".join(parts[first:]))
+        except ValueError:
             continue
     raise ValueError(f"the time zone {name!r:.60} is none that is known")
 

@@ -29,7 +29,9 @@ _UNITS = {
     "y": "y yr yrs year years",
 }
 _LETTER = {name: letter for letter, names in _UNITS.items() for name in names.split()}
-_FREQUENCIES = {"d": "DAILY", "w": "WEEKLY", "m": "MONTHLY", "y": "YEARLY"}
+FREQUENCIES = {"d": "DAILY", "w": "WEEKLY", "m": "MONTHLY", "y": "YEARLY"}
+"""Those of RRULE, by the letters of their units."""
+
 _WORDS = {
     "d": ("daily", "days"),
     "w": ("weekly", "weeks"),
@@ -73,7 +75,7 @@ def rule(recur: str, first: datetime) -> str | None:
     if letter == "m" and first.day > _SHORTEST_MONTH:
         days = ",".join(map(str, range(_SHORTEST_MONTH, first.day + 1)))
         last = f";BYMONTHDAY={days};BYSETPOS=-1"
-    return f"FREQ={_FREQUENCIES[letter]}{interval}{last}"
+    return f"FREQ={FREQUENCIES[letter]}{interval}{last}"
 
 
 def recur(rrule: str) -> str | None:

@@ -16,10 +16,11 @@ from datetime import UTC, datetime
 from typing import Any, BinaryIO
 from zoneinfo import ZoneInfo
 
+from taskctl.dates import rfc3339
 from taskctl.formats import repeating
-from taskctl.formats.carrying import to_carry, with_carried
+from taskctl.formats.carrying import only_history, parsed, to_carry, with_carried
 from taskctl.formats.elements import elements
-from taskctl.formats.fitting import DEFAULTS, as_read, instant
+from taskctl.formats.fitting import DEFAULTS, as_read
 from taskctl.formats.record import (
     Entry,
     Intake,
@@ -63,9 +64,8 @@ def _entry(intake: Intake, line: int, task: dict[str, Any], zone: ZoneInfo) -> E
     rest: dict[str, Any] = {}
     if carried is not None:
         try:
-            found = json.loads(carried)
-            rest = found if isinstance(found, dict) else {}
-        except (TypeError, ValueError, RecursionError):
+            rest = parsed(carried)
+        except ValueError:
             warnings.append("the attribute taskctl is broken")
     try:
         shown = _read(attributes, zone)
@@ -93,7 +93,7 @@ def _exported(task: Mapping[str, Any], zone: ZoneInfo) -> dict[str, Any]:
     attributes = _with_kept(content, kept, zone, unchanged=unchanged)
     shown = as_read(_read(attributes, zone))
     rest = to_carry(content, {**shown, "extra": {"taskwarrior": kept}})
-    if "uuid" in kept and set(rest) == {"extra"} and set(rest["extra"]) == {"taskctl"}:
+    if "uuid" in kept and only_history(rest):
         return attributes  # a task of Taskwarrior's goes back as it came
     text = json.dumps(rest, ensure_ascii=False, separators=(",", ":"))
     return {**attributes, "taskctl": text} if rest else attributes
@@ -265,7 +265,7 @@ def _wire(moment: Any) -> str | None:
 
 def _date_or_instant(local: datetime) -> str:
     midnight = (local.hour, local.minute, local.second, local.microsecond) == (0, 0, 0, 0)
-    return local.date().isoformat() if midnight else instant(local)
+    return local.date().isoformat() if midnight else rfc3339(local)
 
 
 def _due(due_at: str | None, zone: ZoneInfo) -> str | None:

@@ -13,8 +13,9 @@ from datetime import datetime, time
 from typing import Any, BinaryIO
 from zoneinfo import ZoneInfo
 
-from taskctl.formats.fitting import instant
+from taskctl.dates import rfc3339, zone_of
 from taskctl.formats.record import Entry, Intake, Refused, Source
+from taskctl.formats.repeating import FREQUENCIES
 from taskctl.formats.table import rows
 from taskctl.vocabulary import TITLE_MAX
 
@@ -34,7 +35,6 @@ _EVERY = re.compile(
     r"(?P<unit>days?|weeks?|months?|years?|weekdays?|(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?)"
     r"(?: at (?P<at>[0-9:apm ]+?))? (?:starting|from) (?P<start>.+)"
 )
-_UNITS = {"d": "DAILY", "w": "WEEKLY", "m": "MONTHLY", "y": "YEARLY"}
 _FORMATS = ("%b %d %Y", "%d %b %Y", "%B %d %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y")
 _TIMES = ("%H:%M", "%I%p", "%I:%M%p", "%I %p", "%I:%M %p")
 
@@ -138,8 +138,8 @@ def _content(row: dict[str, str], zone: ZoneInfo) -> tuple[dict[str, Any], list[
 
 def _zone(name: str, otherwise: ZoneInfo) -> ZoneInfo:
     try:
-        return ZoneInfo(name) if name else otherwise
-    except (OSError, ValueError, LookupError):
+        return zone_of(name) if name else otherwise
+    except ValueError:
         return otherwise
 
 
@@ -154,7 +154,7 @@ def _due(written: str, zone: ZoneInfo) -> tuple[str | None, str | None]:
     if unit.startswith("weekday"):
         rule = "FREQ=WEEKLY;BYDAY=MO,TU,WE,TH,FR"
     elif re.fullmatch("(day|week|month|year)s?", unit):
-        rule = f"FREQ={_UNITS[unit[0]]}{interval}"
+        rule = f"FREQ={FREQUENCIES[unit[0]]}{interval}"
     else:
         rule = f"FREQ=WEEKLY{interval};BYDAY={unit[:2].upper()}"
     due_at = _day(start, zone)
@@ -169,7 +169,7 @@ def _day(written: str, zone: ZoneInfo) -> str | None:
     else:
         if len(written) == len("2026-11-30"):
             return written
-        return instant(moment if moment.tzinfo else moment.replace(tzinfo=zone))
+        return rfc3339(moment if moment.tzinfo else moment.replace(tzinfo=zone))
     day, _, clock = re.sub(r" (?:at|@) ?", "|", written).partition("|")
     for form in _FORMATS:
         try:
@@ -179,11 +179,11 @@ def _day(written: str, zone: ZoneInfo) -> str | None:
         at = _clock(clock.strip())
         if not clock:
             return date.isoformat()
-        return instant(datetime.combine(date, at, zone)) if at is not None else None
+        return rfc3339(datetime.combine(date, at, zone)) if at is not None else None
     iso, _, clock = written.replace(" at ", " ").partition(" ")
     at = _clock(clock)
     try:
-        return instant(datetime.combine(datetime.fromisoformat(iso), at, zone)) if at is not None else None
+        return rfc3339(datetime.combine(datetime.fromisoformat(iso), at, zone)) if at is not None else None
     except ValueError:
         return None
 

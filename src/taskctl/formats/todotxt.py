@@ -16,16 +16,26 @@ from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
 from zoneinfo import ZoneInfo
 
-from taskctl.formats.carrying import to_carry, with_carried
+from taskctl.formats.carrying import parsed, to_carry, with_carried
 from taskctl.formats.fitting import DEFAULTS
 from taskctl.formats.lines import lines
-from taskctl.formats.record import Entry, Intake, Refused, Source, content_of, identity_here, identity_of, own
+from taskctl.formats.record import (
+    READ_ONLY,
+    Entry,
+    Intake,
+    Refused,
+    Source,
+    content_of,
+    identity_here,
+    identity_of,
+    own,
+)
+from taskctl.formats.repeating import FREQUENCIES
 
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 _PRIORITY = re.compile(r"\(([A-Z])\)")
 _PAIR = re.compile(r"(due|pri|rec|taskctl):(\S+)")
 _REPEATS = re.compile(r"\+?([1-9][0-9]{0,2})([dwmy])")
-_FREQUENCIES = {"d": "DAILY", "w": "WEEKLY", "m": "MONTHLY", "y": "YEARLY"}
 _LETTERS = {"high": "A", "medium": "B", "low": "C"}
 _NAMES = {"A": "high", "B": "medium"}
 _SAFE = "\"'{}[]():,;/\\!?.=&+@#*<>|~$-_"
@@ -50,7 +60,7 @@ def write(tasks: Iterable[Mapping[str, Any]], source: Source) -> Iterator[str]:
     for task in tasks:
         content = {**DEFAULTS, **content_of(task)}
         line = _line(content, source.zone)
-        rest = to_carry(content, _shown(line))
+        rest = _shortened(to_carry(content, _shown(line)))
         text = json.dumps(rest, ensure_ascii=False, separators=(",", ":"))
         yield f"{line} taskctl:{quote(text, safe=_SAFE)}\n" if rest else f"{line}\n"
 
@@ -61,10 +71,8 @@ def _content(line: str, zone: ZoneInfo) -> tuple[dict[str, Any], list[str]]:
     if carried is None:
         return shown, []
     try:
-        rest = json.loads(unquote(carried[1], errors="strict"))
-        if not isinstance(rest, dict):
-            raise ValueError("no object")  # noqa: TRY004, TRY301 - one reason like the others
-    except (ValueError, RecursionError):
+        rest = _lengthened(parsed(unquote(carried[1], errors="strict")))
+    except ValueError:
         return {**shown, "title": f"{shown['title']} {carried[0].strip()}"}, [
             "the value of taskctl: is broken"
         ]
@@ -78,6 +86,33 @@ def _content(line: str, zone: ZoneInfo) -> tuple[dict[str, Any], list[str]]:
     marks = {name: value for name, value in marks.items() if again.get(name) != value}
     extra = {**(bare or {}), **({"todo_txt": marks} if marks else {})}
     return {**content, "extra": extra or None}, []
+
+
+def _shortened(rest: dict[str, Any]) -> dict[str, Any]:
+    """What a line carries, with the task's history beside its members and without what that implies."""
+    history = own(rest.get("extra"), "taskctl")
+    implied = _implied(history)
+    short = {name: rest[name] for name in rest if name != "extra"}
+    short |= {name: history[name] for name in history if history[name] != implied.get(name)}
+    if extra := {name: value for name, value in rest.get("extra", {}).items() if name != "taskctl"}:
+        short["extra"] = extra
+    return short if _lengthened(short) == rest else rest
+
+
+def _lengthened(short: dict[str, Any]) -> dict[str, Any]:
+    """What was shortened, as it was."""
+    if short.keys().isdisjoint(READ_ONLY):
+        return short
+    whole = _implied(short) | short
+    history = {name: whole[name] for name in READ_ONLY if name in whole}
+    rest = {name: value for name, value in short.items() if name not in READ_ONLY}
+    extra = rest["extra"] if isinstance(rest.get("extra"), dict) else {}
+    return {**rest, "extra": {**extra, "taskctl": history}}
+
+
+def _implied(history: Mapping[str, Any]) -> dict[str, Any]:
+    """What is so of a task that was never changed."""
+    return {"version": 1, "updated_at": history.get("created_at")}
 
 
 def _without_marks(content: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -135,7 +170,7 @@ def _take_pair(word: str, content: dict[str, Any], marks: dict[str, Any]) -> boo
         _set_priority(value, content, marks)
     elif name == "rec" and content["recurrence"] is None and (repeats := _REPEATS.fullmatch(value)):
         interval = f";INTERVAL={repeats[1]}" if repeats[1] != "1" else ""
-        content["recurrence"] = f"FREQ={_FREQUENCIES[repeats[2]]}{interval}"
+        content["recurrence"] = f"FREQ={FREQUENCIES[repeats[2]]}{interval}"
         marks["rec"] = value
     else:
         return name == "taskctl"

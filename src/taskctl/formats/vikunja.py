@@ -14,7 +14,7 @@ from datetime import datetime
 from html.parser import HTMLParser
 from typing import Any, BinaryIO
 
-from taskctl.formats.fitting import instant
+from taskctl.dates import rfc3339
 from taskctl.formats.record import Entry, Intake, Refused, Source
 from taskctl.strict_json import loads
 
@@ -110,7 +110,7 @@ def _moment(value: Any) -> str | None:
         return None
     try:
         moment = datetime.fromisoformat(value)
-        return instant(moment) if moment.tzinfo and moment.year > 1 else None
+        return rfc3339(moment) if moment.tzinfo and moment.year > 1 else None
     except (ValueError, OverflowError):
         return value  # refused, with its text
 

@@ -1,6 +1,6 @@
 """Cursors: where the next page of a list starts, as a text that only this server reads.
 
-A list by id without filters has `asc:17`, as it always had. Any other adds a digest of its parameters, so
+A list by id without filters has `asc:17`. Any other adds a digest of its parameters, so
 that a cursor of another list is refused, and what the list is sorted by at that place: it stays a place in
 the list when the task there is changed or deleted.
 """
@@ -12,6 +12,7 @@ import re
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from taskctl.dates import rfc3339
 from taskctl.errors import BadRequest
 from taskctl.list_query import ListQuery
 from taskctl.vocabulary import TASK_ID_MAX, Sort
@@ -94,4 +95,4 @@ def _is_moment(text: str) -> bool:
         moment = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
     except ValueError:
         return False
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z") == text
+    return rfc3339(moment) == text

@@ -26,59 +26,64 @@ _PART = 1000
 _LOCK = 0x7461736B707267
 """`taskprg` in ASCII, an advisory lock's key."""
 
-_MINE = f"WITH mine AS MATERIALIZED (SELECT pg_try_advisory_xact_lock({_LOCK}) AS locked)"
+_OLD = "now() - make_interval(days => %(days)s::int)"
 
-PURGE_TASKS = Statement(
-    "purge_tasks",
-    f"""
-    {_MINE}, old AS MATERIALIZED (
-        SELECT user_id, id FROM task
-        WHERE (SELECT locked FROM mine) AND deleted_at < now() - make_interval(days => %(days)s::int)
-        LIMIT {_PART}
-    ), gone AS (
-        DELETE FROM task USING old
-        WHERE task.user_id = old.user_id AND task.id = old.id
-              AND task.deleted_at < now() - make_interval(days => %(days)s::int)
-        RETURNING task.id
-    )
-    SELECT count(*) FROM gone
-    """,  # noqa: S608 - constants of this module
-)
-"""-> how many. What is restored meanwhile stays."""
 
-PURGE_CHANGES = Statement(
-    "purge_changes",
-    f"""
-    {_MINE}, old AS MATERIALIZED (
-        SELECT user_id, number FROM change
-        WHERE (SELECT locked FROM mine) AND at < now() - make_interval(days => %(days)s::int)
-        LIMIT {_PART}
-    ), ends AS (
-        SELECT user_id, max(number) AS number FROM old GROUP BY user_id
-    ), gone AS (
-        DELETE FROM change USING ends WHERE change.user_id = ends.user_id AND change.number <= ends.number
-        RETURNING change.number
-    )
-    SELECT count(*) FROM gone
-    """,  # noqa: S608 - constants of this module
-)
-"""-> how many. With an entry go all before it: from the first that is left readers know what they missed."""
+def _statement(what: str, table: str, key: str, since: str, delete: str) -> Statement:
+    """A statement that removes a part of a table's rows that are `days` old -> how many it has removed.
 
-PURGE_ANSWERS = Statement(
-    "purge_answers",
-    f"""
-    {_MINE}, old AS MATERIALIZED (
-        SELECT user_id, key FROM bulk
-        WHERE (SELECT locked FROM mine) AND created_at < now() - make_interval(days => %(days)s::int)
-        LIMIT {_PART}
-    ), gone AS (
-        DELETE FROM bulk USING old WHERE bulk.user_id = old.user_id AND bulk.key = old.key
-        RETURNING bulk.key
+    Args:
+        what: goes into the statement's name.
+        table: whose rows.
+        key: what identifies a row beside its user.
+        since: the column that says how old a row is.
+        delete: removes the rows whose keys are in `old`.
+    """
+    return Statement(
+        f"purge_{what}",
+        f"""
+        WITH mine AS MATERIALIZED (
+            SELECT pg_try_advisory_xact_lock({_LOCK}) AS locked
+        ), old AS MATERIALIZED (
+            SELECT user_id, {key} FROM {table}
+            WHERE (SELECT locked FROM mine) AND {since} < {_OLD}
+            LIMIT {_PART}
+        ), gone AS (
+            {delete}
+            RETURNING 1
+        )
+        SELECT count(*) FROM gone
+        """,  # noqa: S608 - constants of this module
     )
-    SELECT count(*) FROM gone
-    """,  # noqa: S608 - constants of this module
+
+
+PURGE_TASKS = _statement(
+    "tasks",
+    "task",
+    "id",
+    "deleted_at",
+    f"""DELETE FROM task USING old
+            WHERE task.user_id = old.user_id AND task.id = old.id AND task.deleted_at < {_OLD}""",  # noqa: S608 - as above
 )
-"""-> how many."""
+"""What is restored meanwhile stays."""
+
+PURGE_CHANGES = _statement(
+    "changes",
+    "change",
+    "number",
+    "at",
+    """DELETE FROM change USING (SELECT user_id, max(number) AS number FROM old GROUP BY user_id) AS last
+            WHERE change.user_id = last.user_id AND change.number <= last.number""",
+)
+"""With an entry go all before it: from the first that is left readers know what they missed."""
+
+PURGE_ANSWERS = _statement(
+    "answers",
+    "bulk",
+    "key",
+    "created_at",
+    "DELETE FROM bulk USING old WHERE bulk.user_id = old.user_id AND bulk.key = old.key",
+)
 
 _ANSWERS_DAYS = 1
 """How long a bulk request that is sent again gets the first answer."""

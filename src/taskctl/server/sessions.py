@@ -58,8 +58,6 @@ PARAMETERS: dict[str, Any] = {
 _LOST = {"57P01", "57P02", "57P03"}
 """PostgreSQL ends the session: an administrator's command, a crash, not accepting connections."""
 
-ZONE_UNKNOWN = "The database knows no time zone of this name"
-
 _STALE_PLAN = "RevalidateCachedQuery"
 """Where in PostgreSQL it is noticed that a prepared statement's result has another type since a migration."""
 
@@ -231,7 +229,11 @@ def _wrong(error: psycopg.Error) -> dict[str, Any] | None:
         return {"loc": ["body", "due_at"], "msg": RECURRENCE_NEEDS_DUE, "type": "value_error"}
     # No other parameter is looked up; PostgreSQL's list of zones may be older than Python's.
     if isinstance(error, postgres.InvalidParameterValue) and "time zone" in (diagnosis.message_primary or ""):
-        return {"loc": ["query", "tz"], "msg": ZONE_UNKNOWN, "type": "value_error"}
+        return {
+            "loc": ["query", "tz"],
+            "msg": "The database knows no time zone of this name",
+            "type": "value_error",
+        }
     return None
 
 

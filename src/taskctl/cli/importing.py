@@ -1,6 +1,5 @@
-"""`taskctl tasks export|import`: tasks to and from files in the formats of `taskctl.formats`."""
+"""`taskctl tasks import`: tasks from files in the formats of `taskctl.formats`."""
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -8,30 +7,28 @@ from enum import StrEnum
 from http import HTTPStatus
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
 from taskctl import errors
-from taskctl.cli import output
+from taskctl.cli import clock, output
 from taskctl.cli.output import Form, Json
-from taskctl.contexts import Flags, resolve
 from taskctl.errors import (
     BodyTooLarge,
     BulkRefused,
     IdempotencyKeyReused,
-    LocalError,
     TaskctlError,
     UsageInvalid,
     ValidationFailed,
     by_code,
 )
-from taskctl.vocabulary import BULK_MAX, Status
+from taskctl.vocabulary import BULK_MAX
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
-    from taskctl.client import Client, TaskDict
+    from taskctl.client import Client
     from taskctl.formats import Record
 
 CHUNK_BYTES = 200_000
@@ -51,60 +48,6 @@ class Origin(StrEnum):
     taskwarrior = "taskwarrior"
     todoist = "todoist"
     vikunja = "vikunja"
-
-
-class Target(StrEnum):
-    """What tasks can be written as."""
-
-    json = "json"
-    ndjson = "ndjson"
-    csv = "csv"
-    todo_txt = "todo.txt"
-    ics = "ics"
-    taskwarrior = "taskwarrior"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command("export")(export)
-    app.command("import")(import_)
-
-
-def export(
-    context: typer.Context,
-    *,
-    form: Annotated[
-        Target | None,
-        typer.Option("--format", "-f", help="By --output's ending, else json.", show_default=False),
-    ] = None,
-    to: Annotated[
-        str | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Instead of stdout; whole or not at all."),
-    ] = None,
-    status: Annotated[Status, typer.Option("--status", help="Which tasks.")] = Status.all,
-) -> None:
-    """Write all tasks in a format of other programs; `import` reads them again."""
-    from taskctl.formats import FORMATS, Source, detected
-
-    chosen = str(form or (detected(to, b"") if to else None) or Target.json)
-    write = FORMATS[chosen].write
-    if write is None:
-        raise UsageInvalid(f"{chosen} can only be imported.")
-    with (
-        _client(context) as client,
-        _written(to) as out,
-        output.progress(None, streaming=to is None) as progress,
-    ):
-
-        def tasks() -> Iterator["TaskDict"]:
-            for page in client.pages(status=status):
-                yield from page["items"]
-                progress.advance(len(page["items"]))
-
-        for text in write(tasks(), Source("", _zone())):
-            out.write(text.encode("utf-8", "backslashreplace"))
-    if to is not None:
-        output.note(f"{progress.done} exported to {output.escaped(to)}.")
 
 
 def import_(
@@ -139,7 +82,7 @@ def import_(
         if dry_run:
             _print_records(sources, report, how)
         else:
-            with output.progress(None, streaming=False) as progress, _client(context) as client:
+            with output.progress(None, streaming=False) as progress, output.client(context) as client:
                 _send_all(client, sources, report, progress, strict=strict)
     report.print_summary(how, dry_run=dry_run)
     raise typer.Exit(report.exit_code)
@@ -350,7 +293,7 @@ def _print_records(files: Sequence[_File], report: _Report, how: Form) -> None:
 @contextmanager
 def _opened(name: str, form: Origin | None, *, again: bool) -> Iterator[_File]:
     """A file to import from; `again` makes one of stdin that can be read twice."""
-    zone = _zone()
+    _, zone = clock.here()
     if name != "-":
         try:
             with Path(name).open("rb", buffering=_HEAD) as stream:
@@ -368,42 +311,3 @@ def _opened(name: str, form: Origin | None, *, again: bool) -> Iterator[_File]:
         copyfileobj(sys.stdin.buffer, kept)
         kept.seek(0)
         yield _File(name, BufferedReader(kept), form, zone)
-
-
-@contextmanager
-def _written(to: str | None) -> Iterator[IO[bytes]]:
-    """Where an export goes: stdout, or a file that takes its place when it is whole."""
-    if to is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    from tempfile import NamedTemporaryFile
-
-    target = Path(to)
-    try:
-        with NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as out:
-            try:
-                yield out
-                out.flush()
-                os.fsync(out.fileno())
-                Path(out.name).replace(target)
-            except BaseException:
-                Path(out.name).unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise LocalError(f"Cannot write {to}: {(error.strerror or str(error)).lower()}.") from error
-
-
-def _zone() -> "ZoneInfo":
-    from datetime import datetime
-
-    from taskctl.dates import machine_zone
-
-    return machine_zone(os.environ, datetime.now().astimezone())
-
-
-def _client(context: typer.Context) -> "Client":
-    flags: Flags = context.find_root().obj
-    settings = resolve(flags)
-    settings.require_token()
-    return output.connect(settings, debug=flags.debug)
