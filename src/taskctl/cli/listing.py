@@ -288,14 +288,9 @@ def _add_dates(filters: "Filters", due: str | None, after: str | None, before: s
 
 
 def _moment(text: str, now: "datetime", zone: "ZoneInfo") -> str:
-    from datetime import timedelta
-
     from taskctl import dates
-    from taskctl.recurrence import WEEKDAY_NAMES
 
-    if dates.named(text.strip().lower(), WEEKDAY_NAMES) is not None:
-        now -= timedelta(days=7)  # what is completed was so on the last such day, not on the next
-    found = dates.read(text, now, zone)
+    found = dates.read_past(text, now, zone)
     if found is None:
         raise ValueError("'none' is no date here; write one such as mon, -7d or 2026-11-01.")
     return dates.wire(found)
