@@ -50,6 +50,7 @@ def test_all_fields():
         ("Call priority:med", "Call", {"priority": "medium"}),
         ("Call p:n", "Call", {"priority": "none"}),
         ('Call pro:"New flat"', "Call", {"project": "New flat"}),
+        ("Call project:none", "Call", {"project": None}),
         ("Call +дом", "Call", {"tags": ["дом"]}),
         ("Call every:none", "Call", {"recurrence": None, "time_zone": None}),
     ],

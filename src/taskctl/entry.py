@@ -6,7 +6,8 @@ Words apart from these are the title, as they stand:
 - `every:WORD`: `day`, `week`, `month`, `year`, `2w`, `weekday`, `mon,thu`, `1st,15th`, `last`, `"last fri"`,
   `jan5`. Without `due:` the first due date is the first such day, today included.
 - `+TAG`: a plus sign and a letter. `+1` and `C++` are text.
-- `p:WORD` (`priority:`): `high`, `medium`, `low`, `none`, or their first letters. `project:WORD` (`pro:`).
+- `p:WORD` (`priority:`): `high`, `medium`, `low`, `none`, or their first letters.
+- `project:WORD` (`pro:`): `none` is none.
 
 A backslash before such a word keeps it as text, and goes. So do double quotes around words, which stay, and
 `--`, which goes if it kept any word from being read. Other words with a colon, such as `http://x`, are text.
@@ -59,7 +60,8 @@ def read(text: str, now: datetime, zone: ZoneInfo) -> Entry:
     if tags:
         fields["tags"] = list(dict.fromkeys(tags))
     if "project" in said:
-        fields["project"] = said["project"].value
+        name = said["project"].value
+        fields["project"] = None if name.lower() == dates.NONE else name
     if fields and not title:
         raise UsageInvalid(f"{text.strip()[:80]!r} has no title: each of its words is a field.")
     return Entry(title, fields)

@@ -146,10 +146,7 @@ class _Wish:
         if found.title != _TITLE:
             text = found.title.removesuffix(_TITLE).strip()
             raise UsageInvalid(f"{text[:40]!r} is no field; a new title goes after --title.")
-        fields = dict(found.fields)
-        if fields.get("project", "").lower() in {"none", ""} and "project" in fields:
-            fields["project"] = None
-        return fields
+        return dict(found.fields)
 
     def _said(self) -> set[str]:
         """The members that the words name themselves."""
