@@ -85,18 +85,23 @@ def test_lines_of_stdin(run, environ):
         ("One", ["bulk"], "low"),
         ("Two", ["bulk", "x"], "none"),
     ]
-    done = taskctl("add", "-", environ=environ, given="Three\nFour due:nonsense\n")
+    done = taskctl("add", "-", environ=environ, given="Three\n\nFour due:nonsense\n")
     assert (done.code, done.out) == (2, "")
-    assert "line 2: due:nonsense: " in done.err
-    done = taskctl("add", "-", environ=environ, given=f"Five\n{'x' * 201}\nSix\n")
+    assert "line 3: due:nonsense: " in done.err
+    done = taskctl("add", "-", environ=environ, given=f"\nFive\n{'x' * 201}\nSix\n")
     assert (done.code, [line.split("\t")[2] for line in done.out.splitlines()]) == (2, ["Five", "Six"])
-    assert done.err.startswith("taskctl: line 2: ")
+    assert done.err.startswith("taskctl: line 3: ")
+    done = taskctl("add", " ", environ=environ)
+    assert (done.code, done.out) == (2, "")
+    assert "a task has a title" in done.err
 
 
 def test_ids_in_ranges_and_from_stdin(run, environ):
-    """`3-5 8` and the lines of a list name tasks; what is deleted can be looked at before, and taken back."""
+    """`3-5,8` and the lines of a list name tasks; what is deleted can be looked at before, and taken back."""
     run("add", "-", given="\n".join("abcdefgh"))
-    assert ids(run("done", "1-3", "5", "-q")) == [1, 2, 3, 5]
+    assert ids(run("done", "1-2,3,", "5", "-q")) == [1, 2, 3, 5]
+    for words in (["3-"], ["3-1"], [","], ["1", "2-99999"]):
+        assert taskctl("tasks", "reopen", *words, environ=environ).code == 2
     rows = run("tasks", "list", "--status", "completed")
     assert ids(run("tasks", "reopen", "-", "-q", given=rows)) == [1, 2, 3, 5]
     assert ids(run("tasks", "rm", "--dry-run", "7-8", "-q")) == [7, 8]
