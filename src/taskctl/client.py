@@ -167,6 +167,10 @@ class Client:
         """Close the connection; the next operation opens a new one."""
         self._transport.close()
 
+    def hurry(self, seconds: float | None) -> None:
+        """From now on wait no longer than this for a connection, as `Transport.patience`."""
+        self._transport.patience = seconds
+
     def list_tasks(
         self,
         *,

@@ -17,7 +17,14 @@ from taskctl.cli.add import DueOption, EveryOption, PriorityOption, ProjectOptio
 from taskctl.cli.offline import desk
 from taskctl.cli.output import Json, Ndjson, Quiet
 from taskctl.cli.selection import IfVersion, change_each, references
-from taskctl.errors import LocalError, TaskctlError, UsageInvalid, ValidationFailed, VersionConflict
+from taskctl.errors import (
+    LocalError,
+    ServerUnreachable,
+    TaskctlError,
+    UsageInvalid,
+    ValidationFailed,
+    VersionConflict,
+)
 
 if TYPE_CHECKING:
     from taskctl.cli.sheet import Sheet
@@ -117,7 +124,7 @@ class _Wish:
         if not self._needs_task:
             return opened.edit_task(one, self._changes(None), if_version=if_version)
         for left in reversed(range(_TRIES)):
-            task = opened.client.read_task(opened.resolved(one))
+            task = self._task(opened, one)
             version = task["version"] if if_version is None else if_version
             try:
                 return opened.edit_task(one, self._changes(task), if_version=version, before=task)
@@ -125,6 +132,22 @@ class _Wish:
                 if if_version is not None or not left:
                     raise
         raise AssertionError  # pragma: no cover - the last try returns or raises
+
+    @staticmethod
+    def _task(opened: "Desk", one: "Reference") -> "TaskDict":
+        """The task as it is, which only the server knows; once it is away, it is not waited for again."""
+        if opened.away is None:
+            try:
+                return opened.client.read_task(opened.resolved(one))
+            except TaskctlError as error:
+                from taskctl.outbox import is_away
+
+                if not is_away(error):
+                    raise
+                opened.away = error
+        raise ServerUnreachable(
+            f"{opened.away.detail} Nothing is kept: tags, and every: without due:, depend on the task."
+        )
 
     def _changes(self, task: "TaskDict | None") -> "ChangesDict":
         fields = dict(self._fields)

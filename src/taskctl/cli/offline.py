@@ -1,5 +1,7 @@
 """What the commands about tasks do where the server is away, and `tasks sync` and `tasks undo`."""
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     from taskctl.outbox import Delivered, Waiting
 
 
+_PATIENCE = 5.0
+"""Seconds that a person waits for a connection until a change is kept, unless they have set a timeout."""
+
+
 @contextmanager
 def desk(context: typer.Context, *, sends: bool = True) -> Iterator[Desk]:
     """Where a command makes its changes, after what waits has been sent. Says in the end what it has kept."""
@@ -25,6 +31,7 @@ def desk(context: typer.Context, *, sends: bool = True) -> Iterator[Desk]:
     settings = resolve(flags)
     settings.require_token()
     sent: list[Delivered] = []
+    chosen = flags.timeout is not None or os.environ.get("TASKCTL_TIMEOUT")
 
     def show(delivered: "Delivered") -> None:
         if delivered.error is None:
@@ -36,6 +43,7 @@ def desk(context: typer.Context, *, sends: bool = True) -> Iterator[Desk]:
         output.connect(settings, debug=flags.debug),
         settings,
         sends=sends,
+        patience=_PATIENCE if sys.stderr.isatty() and not chosen else None,
         on_delivered=show,
         on_unnoted=lambda error: _tell(f"`undo` does not know of this change: {_reason(error)}"),
     ) as opened:
