@@ -181,7 +181,7 @@ Sleep p:medium
 """
 
 
-def test_finding(run):
+def test_finding(run, environ):
     """Each filter finds what it says, `today` and `next` what is to be done, in the order of the help."""
     run("add", "-", given=TASKS)
     run("done", "6")
@@ -191,7 +191,7 @@ def test_finding(run):
         (["ls", "--due", "today..", "--sort", "due", "--reverse"], [3, 2]),
         (["ls", "-t", "home", "-t", "+family"], [3]),
         (["ls", "--project", "flat"], [1]),
-        (["ls", "-p", "high", "--order", "desc"], [5, 2]),
+        (["ls", "-p", "H", "--order", "desc"], [5, 2]),
         (["ls", "-s", "wri"], [5]),
         (["ls", "--completed-after", "today", "--completed-before", "tomorrow"], [6]),
         (["ls", "--completed-before", "today"], []),
@@ -201,6 +201,13 @@ def test_finding(run):
         (["next", "--limit", "3"], [1, 2, 5]),
     ):
         assert ids(run(*words, "-q")) == expected, words
+    for words, advice in (
+        (["ls", "-p", "urgent"], "write high, medium"),
+        (["stats"], "write `taskctl tasks stats`"),
+        (["ls", "--search", "caf\udce9"], "is no text in UTF-8"),
+    ):
+        done = taskctl(*words, environ=environ)
+        assert (done.code, advice in done.err) == (2, True), words
     assert run("ls", "--columns", "id,tags,project", "-t", "home") == "1\thome\tflat\n3\tfamily,home\t\n"
     counted = json.loads(run("tasks", "stats", "--json"))
     by_day = counted.pop("completed_by_day")

@@ -183,6 +183,9 @@ class Client:
         """One page: at most `limit` tasks (1-200), after `cursor`.
 
         `filters` are more of the list's parameters (`docs/api.md`); several values repeat a parameter.
+
+        Raises:
+            UsageInvalid: one of them is no text in UTF-8.
         """
         query: dict[str, Any] = {
             "status": status.value,
@@ -191,7 +194,10 @@ class Client:
             "cursor": cursor,
             **(filters or {}),
         }
-        given = urlencode({name: value for name, value in query.items() if value is not None}, doseq=True)
+        try:
+            given = urlencode({name: value for name, value in query.items() if value is not None}, doseq=True)
+        except UnicodeEncodeError:
+            raise errors.UsageInvalid("What is looked for is no text in UTF-8.") from None
         page = self._object(self._send("GET", f"?{given}"))
         if not isinstance(page.get("items"), list):
             raise self._unexpected("JSON that is no list of tasks")
