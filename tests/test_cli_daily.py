@@ -233,7 +233,10 @@ def test_today_is_where_the_person_is(run):
 
 
 def test_a_terminal_shows_what_is_to_be_done(environ, run):
-    """A terminal gets pending tasks by due date, with their details beside or, where narrow, below."""
+    """A terminal gets pending tasks by due date, with their details beside or, where narrow, below.
+
+    The columns of groups stand below one another.
+    """
     run("add", "-", given=TASKS)
     run("done", "6")
     wide = taskctl_in_terminal("ls", environ={**environ, "COLUMNS": "80"}).out.splitlines()
@@ -250,5 +253,11 @@ def test_a_terminal_shows_what_is_to_be_done(environ, run):
     ]
     groups = taskctl_in_terminal("ls", "--group", "tag", environ=environ).out
     assert [line for line in groups.splitlines() if "(" in line] == ["+family (1)", "+home (2)", "No tag (3)"]
+    run("tasks", "edit", "1", "--title", "Pay all of the rent")
+    words = ("--group", "tag", "--columns", "id,title,tags")
+    rows = taskctl_in_terminal("ls", *words, environ=environ).out.splitlines()
+    assert {row.index("+") for row in rows if row.startswith((" 1", " 3"))} == {
+        len("ID  Pay all of the rent  ")
+    }
     charts = taskctl_in_terminal("tasks", "stats", environ=environ).out
     assert charts.startswith("5 open, 1 overdue, 1 due today, 1 completed\n")
