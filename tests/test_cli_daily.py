@@ -1,6 +1,7 @@
 """`taskctl tasks` as somebody uses it every day, against a real server: entry, finding, editing, deleting."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -156,7 +157,10 @@ def test_the_editor_merges(run, environ, tmp_path):
 
 
 def test_the_editor_loses_nothing(run, environ, tmp_path):
-    """An unchanged text changes nothing; whoever gives up a faulty one is told where it is."""
+    """An unchanged text changes nothing; whoever gives up a faulty one is told where it is.
+
+    So is one whose editor saves it under another name, or fails when it is opened for the second time.
+    """
     run("add", "A")
     same = taskctl_in_terminal("tasks", "edit", "1", environ={**environ, "EDITOR": "true"})
     assert (same.code, same.out) == (0, "Nothing is changed.\n")
@@ -168,6 +172,19 @@ def test_the_editor_loses_nothing(run, environ, tmp_path):
     assert done.code == 1
     place = done.out.partition("Your text is in ")[2].splitlines()[0]
     assert Path(place).read_text() == "colour: red\n"
+    shutil.rmtree(Path(place).parent)
+    again = 'test -e "$1.seen" && exit 1; touch "$1.seen"; echo "title:" > "$1"'
+    for lines, left in (('mv "$1" "$1.new"', ["task-1.txt.new"]), (again, ["task-1.txt"]), ("exit 3", [])):
+        script.write_text(f"#!/bin/sh\n{lines}\n")
+        done = taskctl_in_terminal("tasks", "edit", "1", environ=variables, typed="y\n")
+        assert done.code == 1
+        said = [
+            line.partition("Your text is in ")[2] for line in done.out.splitlines() if "Your text" in line
+        ]
+        assert [Path(each).name for each in said] == left
+        assert len(list(tmp_path.glob("taskctl-*"))) == len(left)
+        for place in said:
+            shutil.rmtree(Path(place).parent)
     assert json.loads(run("tasks", "show", "1", "--json"))["version"] == 1
 
 

@@ -187,8 +187,9 @@ def _in_editor(opened: "Desk", number: int) -> "TaskDict | Waiting | None":
     task = opened.client.read_task(number)
     base = sheet.of(task, zone)
     file = Path(mkdtemp(prefix="taskctl-")) / f"task-{number}.txt"  # in a folder that is its owner's alone
+    untouched = sheet.write(base, _remarks(task))
     try:
-        mine = _edited(file, sheet.write(base, _remarks(task)))
+        mine = _edited(file, untouched)
         after: Sheet | None = None
         while True:
             try:
@@ -216,10 +217,20 @@ def _in_editor(opened: "Desk", number: int) -> "TaskDict | Waiting | None":
             else:
                 shutil.rmtree(file.parent)
                 return changed
-    except (TaskctlError, typer.Abort):
-        if file.exists():
-            typer.echo(f"Your text is in {file}", err=True)
+    except (TaskctlError, typer.Abort, KeyboardInterrupt):
+        _leave(file, untouched)
         raise
+
+
+def _leave(file: Path, untouched: str) -> None:
+    """Say where a person's text is, also where the editor has given it another name; without one, tidy up."""
+    texts = [
+        each for each in file.parent.iterdir() if each != file or each.read_bytes() != untouched.encode()
+    ]
+    for text in [file] if file in texts else texts:
+        typer.echo(f"Your text is in {text}", err=True)
+    if not texts:
+        shutil.rmtree(file.parent)
 
 
 def _ask_again(file: Path) -> None:
@@ -259,10 +270,13 @@ def _edited(file: Path, text: str) -> str:
         raise LocalError("There is no editor; name one in VISUAL or EDITOR.")
     try:
         code = subprocess.run([*shlex.split(editor), str(file)], check=False).returncode  # noqa: S603 - the user's
-        if code == 0:
-            return file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # ValueError: quotes that are not closed, text that is not UTF-8
+    except (OSError, ValueError) as error:  # ValueError: quotes that are not closed
         raise LocalError(f"The editor {editor!r} cannot be used: {error}.") from None
-    if file.read_text(encoding="utf-8") == text:
-        shutil.rmtree(file.parent)
-    raise LocalError(f"The editor {editor!r} ended with {code}; nothing is changed.")
+    if code:
+        raise LocalError(f"The editor {editor!r} ended with {code}; nothing is changed.")
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise LocalError(f"The editor {editor!r} has left no {file.name}; nothing is changed.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise LocalError(f"What the editor {editor!r} has left cannot be read: {error}.") from None
