@@ -50,6 +50,11 @@ def test_all_fields():
         ("Call priority:med", "Call", {"priority": "medium"}),
         ("Call p:n", "Call", {"priority": "none"}),
         ('Call pro:"New flat"', "Call", {"project": "New flat"}),
+        ("Call due:fri +x 17:00", "Call 17:00", {"due_at": "2026-11-27", "tags": ["x"]}),
+        ("Meet due:fri at the pub", "Meet at the pub", {"due_at": "2026-11-27"}),
+        ("Pay due:fri on", "Pay on", {"due_at": "2026-11-27"}),
+        ("Buy due:fri 3 pears", "Buy 3 pears", {"due_at": "2026-11-27"}),
+        ("Call due:'fri' 17:00", "Call 17:00", {"due_at": "2026-11-27"}),
         ("Call project:none", "Call", {"project": None}),
         ("Call +дом", "Call", {"tags": ["дом"]}),
         ("Call every:none", "Call", {"recurrence": None, "time_zone": None}),
@@ -122,6 +127,10 @@ def test_literal(text, title):
         ("x +a,b", r"write \+a \+b"),
         ("x +" + "a" * 65, "at most 64 characters"),
         ("due:fri +home", "has no title"),
+        ("x due:fri 17:00 now", "write due:fri@17:00, or 17:00 before due:fri"),
+        ("x due:fri at 5pm", "write due:fri@at@5pm, or at 5pm before due:fri"),
+        ("x due:15th jan", "write due:15th@jan"),
+        ("x every:last fri", "write every:last@fri"),
     ],
 )
 def test_refused(text, reason):

@@ -12,11 +12,12 @@ Words apart from these are the title, as they stand:
 A backslash before such a word keeps it as text, and goes. So do double quotes around words, which stay, and
 `--`, which goes if it kept any word from being read. Other words with a colon, such as `http://x`, are text.
 What begins like a field and cannot be read is an error: a mistyped date must not end up in a title.
+So is a value that means something else with the word of text after it, as in `due:fri 17:00`.
 """
 
 import calendar
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -69,17 +70,32 @@ def read(text: str, now: datetime, zone: ZoneInfo) -> Entry:
 
 @dataclass(frozen=True)
 class _Said:
-    """A word that is a field: as it was written, and what follows its colon."""
+    """A word that is a field: as it was written, what follows its colon, and the word of text after it."""
 
     word: str
     value: str
+    after: str = ""
 
     def read(self, reader: Callable[[str], Any]) -> Any:
+        """The value, unless it makes as much sense with the word after it: `due:fri 17:00`."""
         try:
-            return reader(self.value)
+            found = reader(self.value)
         except ValueError as error:
             reason = str(error).rstrip(".")
             raise UsageInvalid(f"{self.word}: {reason}; or \\{self.word} to keep it as text.") from None
+        if self.after and self._differs(reader, found):
+            joined = f"{self.word}@{self.after.replace(' ', '@')}"
+            raise UsageInvalid(
+                f"{self.word} {self.after} can be one thing or two: write {joined}, or {self.after} before "
+                f"{self.word} to keep it as text."
+            )
+        return found
+
+    def _differs(self, reader: Callable[[str], Any], found: Any) -> bool:
+        try:
+            return bool(reader(f"{self.value} {self.after}") != found)
+        except ValueError:
+            return False
 
 
 _FIELDS = {
@@ -127,8 +143,16 @@ def _sort(text: str) -> tuple[str, dict[str, _Said], list[str]]:
             tags.append(_tag(value))
         else:
             _refuse(word, name, value, said)
-            said[name] = _Said(word, value.strip())
+            said[name] = _Said(word, value.strip(), "" if match["key"] else _text_after(words[number + 1 :]))
     return "".join(title).strip(), said, tags
+
+
+def _text_after(words: Sequence[re.Match[str]]) -> str:
+    """The first word, where it is text; `at` and `on` with the one after them."""
+    if not words or _field(words[0])[0] or words[0]["quoted"]:
+        return ""
+    word: str = words[0]["word"]
+    return f"{word} {_text_after(words[1:])}".strip() if word in {"at", "on"} else word
 
 
 def _field(match: re.Match[str] | None) -> tuple[str, str]:
