@@ -91,7 +91,7 @@ def test_lines_of_stdin(run, environ):
     assert "line 3: due:nonsense: " in done.err
     done = taskctl("add", "-", environ=environ, given=f"\nFive\n{'x' * 201}\nSix\n")
     assert (done.code, [line.split("\t")[2] for line in done.out.splitlines()]) == (2, ["Five", "Six"])
-    assert done.err.startswith("taskctl: line 3: ")
+    assert done.err.startswith("taskctl: line 3: title: ")
     done = taskctl("add", " ", environ=environ)
     assert (done.code, done.out) == (2, "")
     assert "a task has a title" in done.err

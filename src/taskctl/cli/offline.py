@@ -183,6 +183,9 @@ def undo(
     raise typer.Exit(code)
 
 
+_NAMED = 10
+"""New tasks whose ids are told when they were sent; `new3` goes on naming them all."""
+
 _WHERE = "`taskctl tasks sync --list` shows what waits."
 
 _REVERSE = {"add": "Deleted", "rm": "Restored", "done": "Reopened", "reopen": "Done", "edit": "Changed back"}
@@ -256,7 +259,8 @@ def _tell_sent(sent: "list[Delivered]") -> None:
         for each in sent
         if each.task is not None and each.waiting.operation["op"] == "create"
     ]
-    _tell(f"Sent: {'; '.join([what, *made])}.")
+    more = [f"and {len(made) - _NAMED} more"] if len(made) > _NAMED else []
+    _tell(f"Sent: {'; '.join([what, *made[:_NAMED], *more])}.")
 
 
 def _reason(error: TaskctlError) -> str:

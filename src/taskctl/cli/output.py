@@ -169,7 +169,8 @@ def report(
         f"line {number}: " if name == "line" else f"{number}: " for name, number in about.items()
     )
     request = f", request {error.request_id}" if error.request_id else ""
-    typer.echo(f"taskctl: {subject}{escaped(f'{error.sentence} ({error.code}{request})')}", err=True)
+    sentence = re.sub(r"(^|; )body\.", r"\1", error.sentence)  # a person has sent no body
+    typer.echo(f"taskctl: {subject}{escaped(f'{sentence} ({error.code}{request})')}", err=True)
 
 
 def connect(settings: "ClientSettings", *, debug: bool) -> "Client":
