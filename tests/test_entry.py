@@ -129,6 +129,8 @@ def test_literal(text, title):
         ("due:fri +home", "has no title"),
         ("x due:fri 17:00 now", "write due:fri@17:00, or 17:00 before due:fri"),
         ("x due:fri at 5pm", "write due:fri@at@5pm, or at 5pm before due:fri"),
+        ("x due:in 3 days time", "write due:in@3@days[.]"),
+        ("every:2 weeks x", "write every:2@weeks[.]"),
         ("x due:15th jan", "write due:15th@jan"),
         ("x every:last fri", "write every:last@fri"),
     ],

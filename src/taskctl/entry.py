@@ -17,7 +17,7 @@ So is a value that means something else with the word of text after it, as in `d
 
 import calendar
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -70,33 +70,38 @@ def read(text: str, now: datetime, zone: ZoneInfo) -> Entry:
 
 @dataclass(frozen=True)
 class _Said:
-    """A word that is a field: as it was written, what follows its colon, and the word of text after it."""
+    """A word that is a field: as it was written, what follows its colon, and the words of text after it."""
 
     word: str
     value: str
-    after: str = ""
+    after: tuple[str, ...] = ()
 
     def read(self, reader: Callable[[str], Any]) -> Any:
-        """The value, unless it makes as much sense with the word after it: `due:fri 17:00`."""
+        """The value, unless it makes sense with words after it, too: `due:fri 17:00`, `every:2 weeks`."""
         try:
-            found = reader(self.value)
+            found, wrong = reader(self.value), ""
         except ValueError as error:
-            reason = str(error).rstrip(".")
-            raise UsageInvalid(f"{self.word}: {reason}; or \\{self.word} to keep it as text.") from None
-        if self.after and self._differs(reader, found):
-            joined = f"{self.word}@{self.after.replace(' ', '@')}"
-            raise UsageInvalid(
-                f"{self.word} {self.after} can be one thing or two: write {joined}, or {self.after} before "
-                f"{self.word} to keep it as text."
-            )
+            found, wrong = None, str(error).rstrip(".")
+        for number in range(1, len(self.after) + 1):
+            words = " ".join(self.after[:number])
+            try:
+                together = reader(f"{self.value} {words}")
+            except ValueError:
+                continue
+            if wrong or together != found:
+                other = "" if wrong else f", or {words} before {self.word} to keep it as text"
+                joined = f"{self.word} {words}".replace(" ", "@")
+                raise UsageInvalid(
+                    f"{self.word} {words} needs quotes or @ for a space: write {joined}{other}."
+                )
+        if wrong:
+            word = self.word[:_WORD_SHOWN]
+            raise UsageInvalid(f"{word}: {wrong}; or \\{word} to keep it as text.")
         return found
 
-    def _differs(self, reader: Callable[[str], Any], found: Any) -> bool:
-        try:
-            return bool(reader(f"{self.value} {self.after}") != found)
-        except ValueError:
-            return False
 
+_WORD_SHOWN = 80
+"""Characters of a word that an error shows."""
 
 _FIELDS = {
     "due": "due",
@@ -143,16 +148,17 @@ def _sort(text: str) -> tuple[str, dict[str, _Said], list[str]]:
             tags.append(_tag(value))
         else:
             _refuse(word, name, value, said)
-            said[name] = _Said(word, value.strip(), "" if match["key"] else _text_after(words[number + 1 :]))
+            after = () if match["key"] else tuple(_text_after(words[number + 1 : number + 4]))
+            said[name] = _Said(word, value.strip(), after)
     return "".join(title).strip(), said, tags
 
 
-def _text_after(words: Sequence[re.Match[str]]) -> str:
-    """The first word, where it is text; `at` and `on` with the one after them."""
-    if not words or _field(words[0])[0] or words[0]["quoted"]:
-        return ""
-    word: str = words[0]["word"]
-    return f"{word} {_text_after(words[1:])}".strip() if word in {"at", "on"} else word
+def _text_after(words: Sequence[re.Match[str]]) -> Iterator[str]:
+    """The words up to the next that is no text."""
+    for match in words:
+        if _field(match)[0] or match["quoted"]:
+            return
+        yield match["word"]
 
 
 def _field(match: re.Match[str] | None) -> tuple[str, str]:
