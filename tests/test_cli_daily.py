@@ -1,6 +1,7 @@
 """`taskctl tasks` as somebody uses it every day, against a real server: entry, finding, editing, deleting."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -85,18 +86,23 @@ def test_lines_of_stdin(run, environ):
         ("One", ["bulk"], "low"),
         ("Two", ["bulk", "x"], "none"),
     ]
-    done = taskctl("add", "-", environ=environ, given="Three\nFour due:nonsense\n")
+    done = taskctl("add", "-", environ=environ, given="Three\n\nFour due:nonsense\n")
     assert (done.code, done.out) == (2, "")
-    assert "line 2: due:nonsense: " in done.err
-    done = taskctl("add", "-", environ=environ, given=f"Five\n{'x' * 201}\nSix\n")
+    assert "line 3: due:nonsense: " in done.err
+    done = taskctl("add", "-", environ=environ, given=f"\nFive\n{'x' * 201}\nSix\n")
     assert (done.code, [line.split("\t")[2] for line in done.out.splitlines()]) == (2, ["Five", "Six"])
-    assert done.err.startswith("taskctl: line 2: ")
+    assert done.err.startswith("taskctl: line 3: title: ")
+    done = taskctl("add", " ", environ=environ)
+    assert (done.code, done.out) == (2, "")
+    assert "a task has a title" in done.err
 
 
 def test_ids_in_ranges_and_from_stdin(run, environ):
-    """`3-5 8` and the lines of a list name tasks; what is deleted can be looked at before, and taken back."""
+    """`3-5,8` and the lines of a list name tasks; what is deleted can be looked at before, and taken back."""
     run("add", "-", given="\n".join("abcdefgh"))
-    assert ids(run("done", "1-3", "5", "-q")) == [1, 2, 3, 5]
+    assert ids(run("done", "1-2,3,", "5", "-q")) == [1, 2, 3, 5]
+    for words in (["3-"], ["3-1"], [","], ["1", "2-99999"]):
+        assert taskctl("tasks", "reopen", *words, environ=environ).code == 2
     rows = run("tasks", "list", "--status", "completed")
     assert ids(run("tasks", "reopen", "-", "-q", given=rows)) == [1, 2, 3, 5]
     assert ids(run("tasks", "rm", "--dry-run", "7-8", "-q")) == [7, 8]
@@ -151,7 +157,10 @@ def test_the_editor_merges(run, environ, tmp_path):
 
 
 def test_the_editor_loses_nothing(run, environ, tmp_path):
-    """An unchanged text changes nothing; whoever gives up a faulty one is told where it is."""
+    """An unchanged text changes nothing; whoever gives up a faulty one is told where it is.
+
+    So is one whose editor saves it under another name, or fails when it is opened for the second time.
+    """
     run("add", "A")
     same = taskctl_in_terminal("tasks", "edit", "1", environ={**environ, "EDITOR": "true"})
     assert (same.code, same.out) == (0, "Nothing is changed.\n")
@@ -163,6 +172,19 @@ def test_the_editor_loses_nothing(run, environ, tmp_path):
     assert done.code == 1
     place = done.out.partition("Your text is in ")[2].splitlines()[0]
     assert Path(place).read_text() == "colour: red\n"
+    shutil.rmtree(Path(place).parent)
+    again = 'test -e "$1.seen" && exit 1; touch "$1.seen"; echo "title:" > "$1"'
+    for lines, left in (('mv "$1" "$1.new"', ["task-1.txt.new"]), (again, ["task-1.txt"]), ("exit 3", [])):
+        script.write_text(f"#!/bin/sh\n{lines}\n")
+        done = taskctl_in_terminal("tasks", "edit", "1", environ=variables, typed="y\n")
+        assert done.code == 1
+        said = [
+            line.partition("Your text is in ")[2] for line in done.out.splitlines() if "Your text" in line
+        ]
+        assert [Path(each).name for each in said] == left
+        assert len(list(tmp_path.glob("taskctl-*"))) == len(left)
+        for place in said:
+            shutil.rmtree(Path(place).parent)
     assert json.loads(run("tasks", "show", "1", "--json"))["version"] == 1
 
 
@@ -176,7 +198,7 @@ Sleep p:medium
 """
 
 
-def test_finding(run):
+def test_finding(run, environ):
     """Each filter finds what it says, `today` and `next` what is to be done, in the order of the help."""
     run("add", "-", given=TASKS)
     run("done", "6")
@@ -186,7 +208,7 @@ def test_finding(run):
         (["ls", "--due", "today..", "--sort", "due", "--reverse"], [3, 2]),
         (["ls", "-t", "home", "-t", "+family"], [3]),
         (["ls", "--project", "flat"], [1]),
-        (["ls", "-p", "high", "--order", "desc"], [5, 2]),
+        (["ls", "-p", "H", "--order", "desc"], [5, 2]),
         (["ls", "-s", "wri"], [5]),
         (["ls", "--completed-after", "today", "--completed-before", "tomorrow"], [6]),
         (["ls", "--completed-before", "today"], []),
@@ -196,6 +218,13 @@ def test_finding(run):
         (["next", "--limit", "3"], [1, 2, 5]),
     ):
         assert ids(run(*words, "-q")) == expected, words
+    for words, advice in (
+        (["ls", "-p", "urgent"], "write high, medium"),
+        (["stats"], "write `taskctl tasks stats`"),
+        (["ls", "--search", "caf\udce9"], "is no text in UTF-8"),
+    ):
+        done = taskctl(*words, environ=environ)
+        assert (done.code, advice in done.err) == (2, True), words
     assert run("ls", "--columns", "id,tags,project", "-t", "home") == "1\thome\tflat\n3\tfamily,home\t\n"
     counted = json.loads(run("tasks", "stats", "--json"))
     by_day = counted.pop("completed_by_day")
@@ -221,7 +250,10 @@ def test_today_is_where_the_person_is(run):
 
 
 def test_a_terminal_shows_what_is_to_be_done(environ, run):
-    """A terminal gets pending tasks by due date, with their details beside or, where narrow, below."""
+    """A terminal gets pending tasks by due date, with their details beside or, where narrow, below.
+
+    The columns of groups stand below one another.
+    """
     run("add", "-", given=TASKS)
     run("done", "6")
     wide = taskctl_in_terminal("ls", environ={**environ, "COLUMNS": "80"}).out.splitlines()
@@ -238,5 +270,11 @@ def test_a_terminal_shows_what_is_to_be_done(environ, run):
     ]
     groups = taskctl_in_terminal("ls", "--group", "tag", environ=environ).out
     assert [line for line in groups.splitlines() if "(" in line] == ["+family (1)", "+home (2)", "No tag (3)"]
+    run("tasks", "edit", "1", "--title", "Pay all of the rent")
+    words = ("--group", "tag", "--columns", "id,title,tags")
+    rows = taskctl_in_terminal("ls", *words, environ=environ).out.splitlines()
+    assert {row.index("+") for row in rows if row.startswith((" 1", " 3"))} == {
+        len("ID  Pay all of the rent  ")
+    }
     charts = taskctl_in_terminal("tasks", "stats", environ=environ).out
     assert charts.startswith("5 open, 1 overdue, 1 due today, 1 completed\n")

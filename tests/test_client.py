@@ -435,6 +435,19 @@ def test_a_refused_connection_is_tried_until_the_time_is_up(fake):
     assert told == list(range(2, len(told) + 2))
 
 
+def test_a_connection_is_waited_for_no_longer_than_patience(server, fake):
+    """Once in a hurry a refused connection ends the request soon; a server that answers has all the time."""
+    with Client(f"http://127.0.0.1:{closed_port()}", "t", sleep=fake.sleep, clock=fake.clock) as client:
+        client.hurry(1.0)
+        with pytest.raises(errors.ServerUnreachable, match="refused"):
+            client.read_task(1)
+    assert 0 < fake.now < 1
+    server.script = [problem(503, "overloaded", retry_after="20"), ok(TASK)]
+    with Client(server.url, "t", sleep=fake.sleep, clock=fake.clock) as client:
+        client.hurry(1.0)
+        assert client.read_task(7)["id"] == 7
+
+
 def test_retry_after_is_honoured(client, server, fake, monkeypatch):
     """At least the seconds, or the time until the date, that the server names are waited."""
     monkeypatch.setattr(random, "uniform", lambda low, _high: low)

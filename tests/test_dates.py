@@ -87,6 +87,10 @@ def wire(text, now=NOW, zone=BERLIN):
         ("2026-12-31T17:00", "2026-12-31T17:00:00+01:00"),
         ("2026-12-31 17:00:30", "2026-12-31T17:00:30+01:00"),
         ("2026-12-31 5pm", "2026-12-31T17:00:00+01:00"),
+        ("2026-12-31@9:00", "2026-12-31T09:00:00+01:00"),
+        ("2026-12-31 at 9am", "2026-12-31T09:00:00+01:00"),
+        ("9:00 2026-12-31", "2026-12-31T09:00:00+01:00"),
+        ("at 5pm on fri", "2026-11-27T17:00:00+01:00"),
         ("2026-07-31T17:00", "2026-07-31T17:00:00+02:00"),
         ("2026-12-31T17:00Z", "2026-12-31T17:00:00+00:00"),
         ("2026-12-31T17:00:00-05:30", "2026-12-31T17:00:00-05:30"),
@@ -116,6 +120,7 @@ def test_text_means(text, expected):
         ("2026/5/6", "write 5 jun, or 2026-06-05"),
         ("5", "write 5th, 5:00 or +5d"),
         ("0", "write 15th, 0:00 or +0d"),
+        ("31", "write 31st, 17:00 or +31d"),
         ("next friday", "write friday"),
         ("+3m", "write min or mo"),
         ("25:00", "from 0:00 to 23:59"),
@@ -175,6 +180,43 @@ def test_today_is_the_zone_s(now, zone, expected):
 def test_clock_changes(text, zone, expected):
     """A time that clocks skip is moved forward; of one that comes twice the first is meant."""
     assert wire(text, zone=zone) == expected
+
+
+def test_a_time_that_comes_twice_and_is_past_once():
+    """Between the two times that clocks show half past one, `1:30` is the second, and after it tomorrow's."""
+    between = datetime(2026, 11, 1, 1, 15, fold=1, tzinfo=NEW_YORK)
+    assert wire("1:30", between, NEW_YORK) == "2026-11-01T01:30:00-05:00"
+    assert wire("1:30", between.replace(minute=35), NEW_YORK) == "2026-11-02T01:30:00-05:00"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("wed", "2026-11-25"),
+        ("thu", "2026-11-19"),
+        ("thu 9:00", "2026-11-19T09:00:00+01:00"),
+        ("wed 17:00", "2026-11-18T17:00:00+01:00"),
+        ("25th", "2026-11-25"),
+        ("26th", "2026-10-26"),
+        ("31st", "2026-10-31"),
+        ("nov 1", "2026-11-01"),
+        ("dec 24", "2025-12-24"),
+        ("feb 29", "2024-02-29"),
+        ("15:30", "2026-11-25T15:30:00+01:00"),
+        ("17:00", "2026-11-24T17:00:00+01:00"),
+        ("dec 24 2026", "2026-12-24"),
+        ("2026-12-24", "2026-12-24"),
+        ("today", "2026-11-25"),
+        ("eow", "2026-11-29"),
+        ("-7d", "2026-11-18"),
+        ("+1d", "2026-11-26"),
+        ("none", None),
+    ],
+)
+def test_what_has_happened_was_on_the_last_such_day(text, expected):
+    """Of what is past, a weekday, a day of the month or of the year, or a time is the last one."""
+    due = dates.read_past(text, NOW, BERLIN)
+    assert (due and dates.wire(due)) == expected
 
 
 def test_hours_are_counted_through_a_clock_change():

@@ -141,6 +141,16 @@ def test_what_is_refused_is_shown_and_decided_by_a_person(environ, cable, api):
     assert taskctl("tasks", "sync", "--drop", "2", environ=environ).code == 2
 
 
+def test_what_depends_on_the_task_is_not_kept(environ, cable, api):
+    """A tag is added to those that the server knows: without it nothing is kept, and that is said of each."""
+    for title in ("one", "two"):
+        api.post("/tasks", json={"title": title})
+    cable.cut()
+    done = taskctl("tasks", "edit", "1-2", "+urgent", environ=environ)
+    assert (done.code, done.out, done.err.count("Nothing is kept: tags")) == (8, "", 2)
+    assert taskctl("tasks", "sync", "--list", "-q", environ=environ).out == ""
+
+
 # Once, and in order
 
 

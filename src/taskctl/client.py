@@ -169,6 +169,10 @@ class Client:
         """Close the connection; the next operation opens a new one."""
         self._transport.close()
 
+    def hurry(self, seconds: float | None) -> None:
+        """From now on wait no longer than this for a connection, as `Transport.patience`."""
+        self._transport.patience = seconds
+
     def list_tasks(
         self,
         *,
@@ -181,6 +185,9 @@ class Client:
         """One page: at most `limit` tasks (1-200), after `cursor`.
 
         `filters` are more of the list's parameters (`docs/api.md`); several values repeat a parameter.
+
+        Raises:
+            UsageInvalid: one of them is no text in UTF-8.
         """
         query: dict[str, Any] = {
             "status": status.value,
@@ -189,7 +196,10 @@ class Client:
             "cursor": cursor,
             **(filters or {}),
         }
-        given = urlencode({name: value for name, value in query.items() if value is not None}, doseq=True)
+        try:
+            given = urlencode({name: value for name, value in query.items() if value is not None}, doseq=True)
+        except UnicodeEncodeError:
+            raise errors.UsageInvalid("What is looked for is no text in UTF-8.") from None
         page = self._object(self._send("GET", f"?{given}"))
         if not isinstance(page.get("items"), list):
             raise self._unexpected("JSON that is no list of tasks")

@@ -9,7 +9,8 @@ Decided where usage differs:
 - A weekday or a day of the month (`fri`, `15th`) is the next one and never today; `jan 5` may be today.
 - `17:00` is today, or tomorrow once that is past. `eow` is Sunday; `eow` and `eom` may be today.
 - `5/6`, `next friday` and `3m` mean different days to different people and are refused.
-- A time that clocks skip is moved forward by what they skip; of a time that comes twice the first is meant.
+- A time that clocks skip is moved forward by what they skip; of a time that comes twice the first is meant,
+  or the second where a time alone is written between them.
 """
 
 import calendar
@@ -60,7 +61,7 @@ def read(text: str, now: datetime, zone: tzinfo) -> Due | None:
 
 
 def _read(text: str, now: datetime, zone: tzinfo) -> Due | None:
-    words = re.sub(r"[\s@]+", " ", text.lower()).strip()
+    words = _words(text)
     if words == NONE:
         return None
     if re.match(r"\d{4}-\d\d|\d{8}(t|$)|\d{4}-?w\d", words):
@@ -77,17 +78,57 @@ def _read(text: str, now: datetime, zone: tzinfo) -> Due | None:
         raise ValueError(f"{text.strip()[:40]!r} is no day or time that is known here; {_EXAMPLES}.")
     if clock is None:
         return found
-    moment = _at(found, clock, zone)
-    return moment if day or moment > now else _at(today + timedelta(days=1), clock, zone)
+    if day:
+        return _at(found, clock, zone)
+    # In UTC, as Python compares two times of one zone by their clocks; and a time that comes twice may have
+    # its second time still before it.
+    times = (_at(today, clock.replace(fold=fold), zone) for fold in (0, 1))
+    coming = (moment for moment in times if moment.astimezone(UTC) > now.astimezone(UTC))
+    return next(coming, None) or _at(today + timedelta(days=1), clock, zone)
+
+
+def _words(text: str) -> str:
+    return re.sub(r"[\s@]+", " ", text.lower()).strip()
+
+
+def read_past(text: str, now: datetime, zone: tzinfo) -> Due | None:
+    """As `read`, of what has happened: `fri`, `15th`, `jan 5` or `17:00` is the last one and not the next.
+
+    Today is the last of its name, and a time the last that has come. All else means what it always means.
+    """
+    found = read(text, now, zone)
+    day, clock = _split(_words(text))
+    if not (_comes_again(day) if day else clock):
+        return found
+    today = now.astimezone(zone).date()
+    for back in range(_LEAP_DAYS_APART):
+        past = today - timedelta(days=back)
+        if day and _day(day, past - timedelta(days=1)) != past:
+            continue
+        due = _at(past, clock, zone) if clock else past
+        if not isinstance(due, datetime) or due.astimezone(UTC) <= now.astimezone(UTC):
+            return due
+    return found
+
+
+def _comes_again(day: str) -> bool:
+    """Whether a text names a day of each week, month or year."""
+    if named(day, WEEKDAY_NAMES) is not None or _day_of_month(day, date.min):
+        return True
+    return not re.search(r"\d{4}$", day) and _day_of_year(day, date.min) is not None
+
+
+_LEAP_DAYS_APART = 8 * 366
+"""Days, at most as there is none in 2100."""
 
 
 def _iso(words: str, zone: tzinfo) -> Due:
     """ISO 8601: a day, or a moment; one without an offset is in `zone`."""
-    day, _, clock = words.replace(" ", "t", 1).partition("t")
+    day, _, clock = re.sub(" (at )?", "t", words, count=1).partition("t")
     try:
         if not clock:
             return date.fromisoformat(day.upper())
-        if re.fullmatch(_CLOCK, clock) and ":" not in clock and not clock.isdigit():  # as in 2026-12-31 9am
+        if re.fullmatch(_CLOCK, clock) and not clock.isdigit():  # as in 2026-12-31 9am, or 9:00
             return _at(date.fromisoformat(day.upper()), _clock(clock), zone)
         moment = datetime.fromisoformat(f"{day.upper()}T{clock.replace(' ', '').upper()}")
     except ValueError:
@@ -102,7 +143,7 @@ def _iso(words: str, zone: tzinfo) -> Due:
 
 def _split(words: str) -> tuple[str, time | None]:
     """A text's day and its time; the latter may stand before or after, with or without `at` or `on`."""
-    for pattern in (rf"(?P<day>.*?) ?(?:\bat )?\b(?:{_CLOCK})", rf"(?:{_CLOCK}) (?P<day>.+)"):
+    for pattern in (rf"(?P<day>.*?) ?(?:\bat )?\b(?:{_CLOCK})", rf"(?:at )?(?:{_CLOCK}) (?P<day>.+)"):
         match = re.fullmatch(pattern, words)
         if match and (match["minute"] or match["half"] or "noon" in words):
             clock = words[: match.start("day")] if match.start("day") else words[match.end("day") :]
@@ -168,7 +209,8 @@ def _refuse_ambiguous(day: str) -> None:
             f"{day!r} can be read in more than one way; write 5 jun, or 2026-06-05 with year, month and day."
         )
     if re.fullmatch(r"\d{1,2}", day):
-        written = f"{_nth(day)}, {day}:00 or +{day}d"
+        hour = int(day) if int(day) < 24 else 17  # noqa: PLR2004 - the hours of a day
+        written = f"{_nth(day)}, {hour}:00 or +{day}d"
         raise ValueError(f"{day!r} can be a day, an hour or a number of days; write {written}.")
     name = re.sub("^(next|this|coming) ", "", day)
     if name != day and named(name, WEEKDAY_NAMES) is not None:
@@ -183,6 +225,9 @@ def _nth(day: str) -> str:
 
 def _day(words: str, today: date) -> date | None:
     """The day that a text names, or None where it names none."""
+    if re.fullmatch(r"\d{4}-\d\d-\d\d", words):  # with a time before it
+        with contextlib.suppress(ValueError):
+            return date.fromisoformat(words)
     if words in _NAMED:
         return _NAMED[words](today)
     weekday = named(words, WEEKDAY_NAMES)
@@ -312,7 +357,7 @@ def span(text: str, now: datetime, zone: tzinfo) -> str:
             )
         last = first
     if first and last and _precedes(last, first, zone):
-        word = _split(re.sub(r"[\s@]+", " ", end))[0]
+        word = _split(_words(end))[0]
         if named(word, WEEKDAY_NAMES) is None and _day_of_month(word, date.min) is None:
             raise ValueError(f"The range ends, {wire(last)}, before it begins, {wire(first)}.")
         last = _bound(end, datetime.combine(day_of(first, zone), time(12), zone), zone)

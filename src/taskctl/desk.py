@@ -77,6 +77,8 @@ class Desk:
         settings: whose it is.
         environ: the environment's variables.
         sends: whether to send what waits at once, if the server answers; else it is left to `send_waiting`.
+        patience: seconds that a change which can be kept waits for a connection, and anything does once there
+            was none; None for as long as for an answer.
         on_delivered: told of each waiting change that was sent or refused.
         on_unnoted: told where the journal cannot be written, which is no reason to fail.
 
@@ -93,6 +95,7 @@ class Desk:
         *,
         environ: Mapping[str, str] = os.environ,
         sends: bool = True,
+        patience: float | None = None,
         on_delivered: "Callable[[Delivered], None]" = lambda _: None,
         on_unnoted: Callable[[LocalError], None] = lambda _: None,
     ) -> None:
@@ -103,6 +106,7 @@ class Desk:
         self._folder = path(environ).parent
         self._keeps = keeps(environ)
         self._sends = sends and self._keeps
+        self._patience = patience
         self._on_delivered = on_delivered
         self._on_unnoted = on_unnoted
         self._parts: list[Part] = []
@@ -156,6 +160,7 @@ class Desk:
         except TaskctlError as error:
             if is_away(error):
                 self.away = error
+                self.client.hurry(self._patience)
                 return
         try:
             self.send_waiting(outbox)
@@ -249,6 +254,8 @@ class Desk:
                 raise TaskNotFound(f"There is no task {operation['id']} at the server.")
             return self._keep(operation, tried=False)
         tried = False
+        if self._keeps:
+            self.client.hurry(self._patience)
         if self.away is None:
             try:
                 before = before or self._read(operation)

@@ -6,16 +6,18 @@ Words apart from these are the title, as they stand:
 - `every:WORD`: `day`, `week`, `month`, `year`, `2w`, `weekday`, `mon,thu`, `1st,15th`, `last`, `"last fri"`,
   `jan5`. Without `due:` the first due date is the first such day, today included.
 - `+TAG`: a plus sign and a letter. `+1` and `C++` are text.
-- `p:WORD` (`priority:`): `high`, `medium`, `low`, `none`, or their first letters. `project:WORD` (`pro:`).
+- `p:WORD` (`priority:`): `high`, `medium`, `low`, `none`, or their first letters.
+- `project:WORD` (`pro:`): `none` is none.
 
 A backslash before such a word keeps it as text, and goes. So do double quotes around words, which stay, and
 `--`, which goes if it kept any word from being read. Other words with a colon, such as `http://x`, are text.
 What begins like a field and cannot be read is an error: a mistyped date must not end up in a title.
+So is a value that means something else with the word of text after it, as in `due:fri 17:00`.
 """
 
 import calendar
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -59,7 +61,8 @@ def read(text: str, now: datetime, zone: ZoneInfo) -> Entry:
     if tags:
         fields["tags"] = list(dict.fromkeys(tags))
     if "project" in said:
-        fields["project"] = said["project"].value
+        name = said["project"].value
+        fields["project"] = None if name.lower() == dates.NONE else name
     if fields and not title:
         raise UsageInvalid(f"{text.strip()[:80]!r} has no title: each of its words is a field.")
     return Entry(title, fields)
@@ -67,18 +70,38 @@ def read(text: str, now: datetime, zone: ZoneInfo) -> Entry:
 
 @dataclass(frozen=True)
 class _Said:
-    """A word that is a field: as it was written, and what follows its colon."""
+    """A word that is a field: as it was written, what follows its colon, and the words of text after it."""
 
     word: str
     value: str
+    after: tuple[str, ...] = ()
 
     def read(self, reader: Callable[[str], Any]) -> Any:
+        """The value, unless it makes sense with words after it, too: `due:fri 17:00`, `every:2 weeks`."""
         try:
-            return reader(self.value)
+            found, wrong = reader(self.value), ""
         except ValueError as error:
-            reason = str(error).rstrip(".")
-            raise UsageInvalid(f"{self.word}: {reason}; or \\{self.word} to keep it as text.") from None
+            found, wrong = None, str(error).rstrip(".")
+        for number in range(1, len(self.after) + 1):
+            words = " ".join(self.after[:number])
+            try:
+                together = reader(f"{self.value} {words}")
+            except ValueError:
+                continue
+            if wrong or together != found:
+                other = "" if wrong else f", or {words} before {self.word} to keep it as text"
+                joined = f"{self.word} {words}".replace(" ", "@")
+                raise UsageInvalid(
+                    f"{self.word} {words} needs quotes or @ for a space: write {joined}{other}."
+                )
+        if wrong:
+            word = self.word[:_WORD_SHOWN]
+            raise UsageInvalid(f"{word}: {wrong}; or \\{word} to keep it as text.")
+        return found
 
+
+_WORD_SHOWN = 80
+"""Characters of a word that an error shows."""
 
 _FIELDS = {
     "due": "due",
@@ -125,8 +148,17 @@ def _sort(text: str) -> tuple[str, dict[str, _Said], list[str]]:
             tags.append(_tag(value))
         else:
             _refuse(word, name, value, said)
-            said[name] = _Said(word, value.strip())
+            after = () if match["key"] else tuple(_text_after(words[number + 1 : number + 4]))
+            said[name] = _Said(word, value.strip(), after)
     return "".join(title).strip(), said, tags
+
+
+def _text_after(words: Sequence[re.Match[str]]) -> Iterator[str]:
+    """The words up to the next that is no text."""
+    for match in words:
+        if _field(match)[0] or match["quoted"]:
+            return
+        yield match["word"]
 
 
 def _field(match: re.Match[str] | None) -> tuple[str, str]:

@@ -97,6 +97,10 @@ class Transport:
         error_of: the error that an answer with a status other than 2xx stands for.
         answer_max: bytes; a longer answer is an unexpected one.
 
+    Attributes:
+        patience: seconds that a request waits for a connection, in place of `timeout` where that is longer;
+            None while it waits as long as for an answer.
+
     Raises:
         SettingsInvalid: the proxy is not one that can be used.
     """
@@ -115,6 +119,7 @@ class Transport:
         answer_max: int = ANSWER_MAX,
     ) -> None:
         self.server = server
+        self.patience: float | None = None
         self._kind = kind
         self._error_of = error_of
         self._answer_max = answer_max
@@ -152,6 +157,7 @@ class Transport:
                 `ServerFailed` where there is none; `UnexpectedAnswer` where no taskctl server answers.
         """
         deadline = self._clock() + self._timeout
+        unconnected = deadline if self.patience is None else min(deadline, self._clock() + self.patience)
         request = _Request(method, path, {**self._headers, **(headers or {})}, None)
         if body is not None:
             # ASCII, because a lone surrogate has no UTF-8: escaped, it is the server's to refuse.
@@ -164,7 +170,7 @@ class Transport:
             started = self._clock()
             reused = self._connection.sock is not None
             try:
-                answer = self._attempt(request, deadline)
+                answer = self._attempt(request, deadline, unconnected)
             except _Failed as failure:
                 error = failure.error
                 error.maybe_done = maybe_done or failure.sent
@@ -181,7 +187,9 @@ class Transport:
                 number += 1
                 # A kept-alive connection that the server has closed meanwhile is no sign of trouble.
                 if not (reused and isinstance(failure.__cause__, ConnectionError)):
-                    self._pause(number, failure, deadline)
+                    is_there = failure.sent or failure.status is not None
+                    unconnected = deadline if is_there else unconnected
+                    self._pause(number, failure, unconnected)
             else:
                 self._tell(request, str(answer.status), started, number)
                 return answer
@@ -260,13 +268,14 @@ class Transport:
             url = self.server + request.path
             self._on_try(Try(request.method, url, outcome, self._clock() - started, number))
 
-    def _attempt(self, request: _Request, deadline: float) -> Answer:
-        """Send once and read the answer, or raise `_Failed`."""
+    def _attempt(self, request: _Request, deadline: float, unconnected: float) -> Answer:
+        """Send once and read the answer, or raise `_Failed`; a connection is there by `unconnected`."""
         connection, sent = self._connection, False
         try:
-            self._limit(deadline)
             if connection.sock is None:
+                self._limit(unconnected)
                 connection.connect()
+            self._limit(deadline)
             sent = True
             # A server that refuses a body without reading it closes early, but has answered first.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):

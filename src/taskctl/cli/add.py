@@ -77,9 +77,9 @@ def add(
     many = words == [STDIN]
     if many and idempotency_key is not None:
         raise UsageInvalid("--idempotency-key goes with one task only.")
-    lines = stdin_lines() if many else [one_line(words)]
+    lines = stdin_lines() if many else [(1, one_line(words))]
     entries = _understood(lines, flags, literal=literal, many=many)
-    for entry in entries:
+    for _, entry in entries:
         if tags:
             bare = [tag.removeprefix("+") for tag in tags]
             entry.fields["tags"] = list(dict.fromkeys([*bare, *entry.fields.get("tags", ())]))
@@ -88,17 +88,18 @@ def add(
     with desk(context) as opened:
         if many:
             raise typer.Exit(_add_each(opened, entries, how))
-        content = cast("ContentDict", entries[0].fields)
-        task = opened.create_task(entries[0].title, content=content, idempotency_key=idempotency_key)
+        [(_, entry)] = entries
+        content = cast("ContentDict", entry.fields)
+        task = opened.create_task(entry.title, content=content, idempotency_key=idempotency_key)
         output.print_task("Added", task, how, opened.client.raw)
 
 
-def _add_each(opened: "Desk", entries: "list[Entry]", how: Form) -> int:
+def _add_each(opened: "Desk", entries: "list[tuple[int, Entry]]", how: Form) -> int:
     """Add each, report each failure by its line, and return the exit code of the first."""
     code = 0
     added: list[Mapping[str, Any]] = []
     with output.progress(len(entries), streaming=how is not Form.JSON) as progress:
-        for number, entry in enumerate(entries, 1):
+        for number, entry in entries:
             try:
                 task = opened.create_task(entry.title, content=cast("ContentDict", entry.fields))
             except TaskctlError as error:
@@ -138,8 +139,10 @@ def _quoted(name: str, value: str) -> str:
     return f"{name}:{quote}{value}{quote}"
 
 
-def _understood(lines: list[str], flags: str, *, literal: bool, many: bool) -> "list[Entry]":
-    """What lines say, and flags say of each.
+def _understood(
+    lines: list[tuple[int, str]], flags: str, *, literal: bool, many: bool
+) -> "list[tuple[int, Entry]]":
+    """What numbered lines say, and flags say of each.
 
     Raises:
         UsageInvalid: one is not understood; of several, the first.
@@ -148,12 +151,14 @@ def _understood(lines: list[str], flags: str, *, literal: bool, many: bool) -> "
 
     now, zone = clock.here()
     entries = []
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
+        if not line.strip():
+            raise UsageInvalid("There is nothing to add: a task has a title.")
         try:
             found = entry.read(f"{flags} {'title' if literal else line}".lstrip(), now, zone)
         except UsageInvalid as error:
             if not many:
                 raise
             raise UsageInvalid(f"Nothing is added; line {number}: {error.detail}") from None
-        entries.append(entry.Entry(line, found.fields) if literal else found)
+        entries.append((number, entry.Entry(line, found.fields) if literal else found))
     return entries

@@ -18,7 +18,14 @@ from taskctl.cli.add import DueOption, EveryOption, PriorityOption, ProjectOptio
 from taskctl.cli.offline import desk
 from taskctl.cli.output import Json, Ndjson, Quiet
 from taskctl.cli.selection import IfVersion, change_each, references
-from taskctl.errors import LocalError, TaskctlError, UsageInvalid, ValidationFailed, VersionConflict
+from taskctl.errors import (
+    LocalError,
+    ServerUnreachable,
+    TaskctlError,
+    UsageInvalid,
+    ValidationFailed,
+    VersionConflict,
+)
 
 if TYPE_CHECKING:
     from taskctl.cli.sheet import Sheet
@@ -118,7 +125,7 @@ class _Wish:
         if not self._needs_task:
             return opened.edit_task(one, self._changes(None), if_version=if_version)
         for left in reversed(range(_TRIES)):
-            task = opened.client.read_task(opened.resolved(one))
+            task = self._task(opened, one)
             version = task["version"] if if_version is None else if_version
             try:
                 return opened.edit_task(one, self._changes(task), if_version=version, before=task)
@@ -126,6 +133,22 @@ class _Wish:
                 if if_version is not None or not left:
                     raise
         raise AssertionError  # pragma: no cover - the last try returns or raises
+
+    @staticmethod
+    def _task(opened: "Desk", one: "Reference") -> "TaskDict":
+        """The task as it is, which only the server knows; once it is away, it is not waited for again."""
+        if opened.away is None:
+            try:
+                return opened.client.read_task(opened.resolved(one))
+            except TaskctlError as error:
+                from taskctl.outbox import is_away
+
+                if not is_away(error):
+                    raise
+                opened.away = error
+        raise ServerUnreachable(
+            f"{opened.away.detail} Nothing is kept: tags, and every: without due:, depend on the task."
+        )
 
     def _changes(self, task: "TaskDict | None") -> "ChangesDict":
         fields = dict(self._fields)
@@ -147,10 +170,7 @@ class _Wish:
         if found.title != _TITLE:
             text = found.title.removesuffix(_TITLE).strip()
             raise UsageInvalid(f"{text[:40]!r} is no field; a new title goes after --title.")
-        fields = dict(found.fields)
-        if fields.get("project", "").lower() == "none":
-            fields["project"] = None
-        return fields
+        return dict(found.fields)
 
     def _says_due(self) -> bool:
         """Whether the words name a due date; where they only recur, the fields have the first one."""
@@ -167,8 +187,9 @@ def _in_editor(opened: "Desk", number: int) -> "TaskDict | Waiting | None":
     task = opened.client.read_task(number)
     base = sheet.of(task, zone)
     file = Path(mkdtemp(prefix="taskctl-")) / f"task-{number}.txt"  # in a folder that is its owner's alone
+    untouched = sheet.write(base, _remarks(task))
     try:
-        mine = _edited(file, sheet.write(base, _remarks(task)))
+        mine = _edited(file, untouched)
         after: Sheet | None = None
         while True:
             try:
@@ -196,10 +217,20 @@ def _in_editor(opened: "Desk", number: int) -> "TaskDict | Waiting | None":
             else:
                 shutil.rmtree(file.parent)
                 return changed
-    except (TaskctlError, typer.Abort):
-        if file.exists():
-            typer.echo(f"Your text is in {file}", err=True)
+    except (TaskctlError, typer.Abort, KeyboardInterrupt):
+        _leave(file, untouched)
         raise
+
+
+def _leave(file: Path, untouched: str) -> None:
+    """Say where a person's text is, also where the editor has given it another name; without one, tidy up."""
+    texts = [
+        each for each in file.parent.iterdir() if each != file or each.read_bytes() != untouched.encode()
+    ]
+    for text in [file] if file in texts else texts:
+        typer.echo(f"Your text is in {text}", err=True)
+    if not texts:
+        shutil.rmtree(file.parent)
 
 
 def _ask_again(file: Path) -> None:
@@ -239,10 +270,13 @@ def _edited(file: Path, text: str) -> str:
         raise LocalError("There is no editor; name one in VISUAL or EDITOR.")
     try:
         code = subprocess.run([*shlex.split(editor), str(file)], check=False).returncode  # noqa: S603 - the user's
-        if code == 0:
-            return file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # ValueError: quotes that are not closed, text that is not UTF-8
+    except (OSError, ValueError) as error:  # ValueError: quotes that are not closed
         raise LocalError(f"The editor {editor!r} cannot be used: {error}.") from None
-    if file.read_text(encoding="utf-8") == text:
-        shutil.rmtree(file.parent)
-    raise LocalError(f"The editor {editor!r} ended with {code}; nothing is changed.")
+    if code:
+        raise LocalError(f"The editor {editor!r} ended with {code}; nothing is changed.")
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise LocalError(f"The editor {editor!r} has left no {file.name}; nothing is changed.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise LocalError(f"What the editor {editor!r} has left cannot be read: {error}.") from None

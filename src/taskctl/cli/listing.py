@@ -47,6 +47,16 @@ TagOption = Annotated[
     list[str] | None, typer.Option("--tag", "-t", metavar="TAG", help="With this tag; with all of several.")
 ]
 ProjectOption = Annotated[str | None, typer.Option("--project", metavar="NAME", help="Of this project.")]
+PriorityOption = Annotated[
+    str | None,
+    typer.Option(
+        "--priority",
+        "-p",
+        metavar="WORD",
+        help="high, medium, low or none, or a first letter.",
+        autocompletion=lambda: [*Priority],
+    ),
+]
 ColumnsOption = Annotated[
     str | None,
     typer.Option(
@@ -84,7 +94,7 @@ def list_(
     ] = None,
     tags: TagOption = None,
     project: ProjectOption = None,
-    priority: Annotated[Priority | None, typer.Option("--priority", "-p", show_default=False)] = None,
+    priority: PriorityOption = None,
     search: Annotated[
         str | None,
         typer.Option("--search", "-s", metavar="TEXT", help="With words that begin so, anywhere in them."),
@@ -259,14 +269,19 @@ def _natural(sort: Sort, *, reverse: bool) -> Order:
     return Order.desc if falling != reverse else Order.asc
 
 
-def _filters(tags: list[str] | None, project: str | None, priority: Priority | None) -> "Filters":
+def _filters(tags: list[str] | None, project: str | None, priority: str | None) -> "Filters":
     filters: Filters = {}
     if tags:
         filters["tag"] = [tag.removeprefix("+") for tag in tags]
     if project is not None:
         filters["project"] = project
     if priority is not None:
-        filters["priority"] = priority.value
+        from taskctl import entry
+
+        try:
+            filters["priority"] = entry.priority(priority)
+        except ValueError as error:
+            raise UsageInvalid(str(error)) from None
     return filters
 
 
@@ -293,14 +308,9 @@ def _add_dates(filters: "Filters", due: str | None, after: str | None, before: s
 
 
 def _moment(text: str, now: "datetime", zone: "ZoneInfo") -> str:
-    from datetime import timedelta
-
     from taskctl import dates
-    from taskctl.recurrence import WEEKDAY_NAMES
 
-    if dates.named(text.strip().lower(), WEEKDAY_NAMES) is not None:
-        now -= timedelta(days=7)  # what is completed was so on the last such day, not on the next
-    found = dates.read(text, now, zone)
+    found = dates.read_past(text, now, zone)
     if found is None:
         raise ValueError("'none' is no date here; write one such as mon, -7d or 2026-11-01.")
     return dates.wire(found)

@@ -1,5 +1,7 @@
 """What the commands about tasks do where the server is away, and `tasks sync` and `tasks undo`."""
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     from taskctl.outbox import Delivered, Waiting
 
 
+_PATIENCE = 5.0
+"""Seconds that a person waits for a connection until a change is kept, unless they have set a timeout."""
+
+
 @contextmanager
 def desk(context: typer.Context, *, sends: bool = True) -> Iterator[Desk]:
     """Where a command makes its changes, after what waits has been sent. Says in the end what it has kept."""
@@ -25,6 +31,7 @@ def desk(context: typer.Context, *, sends: bool = True) -> Iterator[Desk]:
     settings = resolve(flags)
     settings.require_token()
     sent: list[Delivered] = []
+    chosen = flags.timeout is not None or os.environ.get("TASKCTL_TIMEOUT")
 
     def show(delivered: "Delivered") -> None:
         if delivered.error is None:
@@ -36,6 +43,7 @@ def desk(context: typer.Context, *, sends: bool = True) -> Iterator[Desk]:
         output.connect(settings, debug=flags.debug),
         settings,
         sends=sends,
+        patience=_PATIENCE if sys.stderr.isatty() and not chosen else None,
         on_delivered=show,
         on_unnoted=lambda error: _tell(f"`undo` does not know of this change: {_reason(error)}"),
     ) as opened:
@@ -175,6 +183,9 @@ def undo(
     raise typer.Exit(code)
 
 
+_NAMED = 10
+"""New tasks whose ids are told when they were sent; `new3` goes on naming them all."""
+
 _WHERE = "`taskctl tasks sync --list` shows what waits."
 
 _REVERSE = {"add": "Deleted", "rm": "Restored", "done": "Reopened", "reopen": "Done", "edit": "Changed back"}
@@ -248,7 +259,8 @@ def _tell_sent(sent: "list[Delivered]") -> None:
         for each in sent
         if each.task is not None and each.waiting.operation["op"] == "create"
     ]
-    _tell(f"Sent: {'; '.join([what, *made])}.")
+    more = [f"and {len(made) - _NAMED} more"] if len(made) > _NAMED else []
+    _tell(f"Sent: {'; '.join([what, *made[:_NAMED], *more])}.")
 
 
 def _reason(error: TaskctlError) -> str:

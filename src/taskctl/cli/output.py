@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -169,7 +169,8 @@ def report(
         f"line {number}: " if name == "line" else f"{number}: " for name, number in about.items()
     )
     request = f", request {error.request_id}" if error.request_id else ""
-    typer.echo(f"taskctl: {subject}{escaped(f'{error.sentence} ({error.code}{request})')}", err=True)
+    sentence = re.sub(r"(^|; )body\.", r"\1", error.sentence)  # a person has sent no body
+    typer.echo(f"taskctl: {subject}{escaped(f'{sentence} ({error.code}{request})')}", err=True)
 
 
 def client(context: typer.Context) -> "Client":
@@ -191,8 +192,13 @@ def connect(settings: "ClientSettings", *, debug: bool) -> "Client":
     """A client that shows its repeats in a terminal and, with `debug`, each request."""
     from taskctl.client import Client
 
+    last = ""
+
     def show_retry(number: int, reason: str, wait: float) -> None:
-        note(f"taskctl: {escaped(reason)} Try {number} in {wait:.1f} s.")
+        nonlocal last
+        said, last = "" if reason == last else f"{escaped(reason)} ", reason
+        if said or wait >= 1:
+            note(f"taskctl: {said}Try {number} in {wait:.1f} s.")
 
     renew: Callable[[bool], str] | None = None
     if (session := settings.session) is not None:
@@ -223,12 +229,19 @@ def show_try(done: "Try") -> None:
 
 def note(text: str) -> None:
     """Tell a person something on stderr; a pipe or a file is not told."""
-    if sys.stderr.isatty():
+    if not sys.stderr.isatty():
+        return
+    if Progress.drawn is not None:
+        Progress.drawn.console.print(text)
+    else:
         typer.echo(text, err=True)
 
 
 class Progress:
     """How many tasks are done, of how many if that is known."""
+
+    drawn: ClassVar[Any] = None
+    """The bar that is in the terminal now, for what is written above it."""
 
     def __init__(self, total: int | None) -> None:
         self.total = total
@@ -250,13 +263,13 @@ class Progress:
         bar = Bar(
             BarColumn(),
             TextColumn("{task.completed:.0f} tasks"),
-            console=Console(stderr=True),
+            console=Console(stderr=True, highlight=False, markup=False, emoji=False),
             transient=True,
             redirect_stdout=False,
         )
         bar.add_task("", total=self.total, completed=self.done)
         bar.start()
-        self.bar = bar
+        self.bar = Progress.drawn = bar
 
 
 @contextmanager
@@ -280,4 +293,5 @@ def progress(total: int | None, *, streaming: bool) -> Iterator[Progress]:
         timer.cancel()
         timer.join()
         if state.bar is not None:
+            Progress.drawn = None
             state.bar.stop()

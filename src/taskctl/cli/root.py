@@ -1,12 +1,13 @@
 """The root command: the options before the command, and the commands, each loaded when it is asked for."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import typer
 
 from taskctl.cli.loading import LoadingGroup, Part
 from taskctl.contexts import Flags
+from taskctl.errors import UsageInvalid
 
 
 def _add_tasks(app: typer.Typer) -> None:
@@ -91,6 +92,15 @@ class _Root(LoadingGroup):
         ("users",): _add_users,
         ("mcp",): _add_mcp,
     }
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command; for one that is below `tasks` only, say so."""
+        if self.get_command(ctx, args[0]) is None:
+            from taskctl.cli.tasks import Tasks
+
+            if any(args[0] in names for names in Tasks.parts):
+                raise UsageInvalid(f"There is no command {args[0]!r} here; write `taskctl tasks {args[0]}`.")
+        return super().resolve_command(ctx, args)
 
 
 app = typer.Typer(

@@ -49,7 +49,7 @@ def _task_id(text: str) -> int:
 
 
 def references(texts: list[str], if_version: int | None = None) -> "list[Reference]":
-    """The tasks that words name, in their order: `8`, `3-5`, and `-` for those on stdin.
+    """The tasks that words name, in their order: `8`, `3-5,8`, and `-` for those on stdin.
 
     Raises:
         UsageInvalid: a word names no tasks, or `if_version` does not go with as many.
@@ -62,16 +62,16 @@ def references(texts: list[str], if_version: int | None = None) -> "list[Referen
 
 def _named(text: str) -> "Iterator[Reference]":
     if text == STDIN:
-        for line in stdin_lines():
+        for _, line in stdin_lines():
             # A list's line begins with the id; a line without tabs may have several.
             for word in line.split("\t")[:1] if "\t" in line else line.split():
-                yield from _span(word)
+                yield from _spans(word)
     else:
-        yield from _span(text)
+        yield from _spans(text)
 
 
-def stdin_lines() -> list[str]:
-    """The lines of stdin that are not empty.
+def stdin_lines() -> list[tuple[int, str]]:
+    """The lines of stdin that are not empty, each with its number from 1.
 
     Raises:
         UsageInvalid: they are not UTF-8.
@@ -80,13 +80,20 @@ def stdin_lines() -> list[str]:
         text = sys.stdin.buffer.read().decode("utf-8-sig") if sys.stdin else ""
     except UnicodeDecodeError:
         raise UsageInvalid("What stdin holds is not text in UTF-8.") from None
-    return [line for line in re.split(r"\r?\n", text) if line.strip()]
+    return [(number, line) for number, line in enumerate(re.split(r"\r?\n", text), 1) if line.strip()]
+
+
+def _spans(text: str) -> "Iterator[Reference]":
+    for word in filter(None, text.split(",")) if text.strip(",") else [text]:
+        yield from _span(word)
 
 
 def _span(text: str) -> "Sequence[Reference]":
     first, dash, last = text.partition("-")
     if not dash:
         return [reference(text)]
+    if not (first and last):
+        raise UsageInvalid(f"{text!r} is no range: it names its first and its last id, such as 3-5.")
     begin, end = _task_id(first), _task_id(last)
     if not begin <= end < begin + RANGE_MAX:
         raise UsageInvalid(f"{text!r} is no range of at most {RANGE_MAX} ids, such as 3-5.")

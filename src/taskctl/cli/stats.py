@@ -95,6 +95,7 @@ def _projects(client: "Client") -> list[str]:
 def _print_charts(found: Mapping[str, Any]) -> None:
     from shutil import get_terminal_size
 
+    from rich.cells import cell_len, set_cell_size
     from rich.console import Console
 
     width = get_terminal_size().columns
@@ -113,11 +114,12 @@ def _print_charts(found: Mapping[str, Any]) -> None:
         if not any(numbers.values()):
             continue
         most = max(numbers.values())
-        column = min(_LABEL, max(map(len, numbers)))
+        labels = [output.escaped(name) for name in numbers]
+        column = min(_LABEL, max(map(cell_len, labels)))
         longest = max(1, min(_BAR, width - column - 12))
         console.print(f"\n{title}", style="bold")
-        for name, number in numbers.items():
-            console.print(f"  {output.escaped(name)[:column]:<{column}}  ", end="")
+        for label, number in zip(labels, numbers.values(), strict=True):
+            console.print(f"  {set_cell_size(label, column)}  ", end="")
             console.print(block * (-(-number * longest // most)), style=style, end=" " if number else "")
             console.print(str(number) if number else "·" if block == "█" else "-")
 

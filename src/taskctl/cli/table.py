@@ -31,6 +31,9 @@ _TITLE_MIN = 24
 _FLOWING = (Column.title, Column.description)
 """These columns share what the others leave."""
 
+_FLOWING_MIN = 10
+"""Cells, also where there is no room for them."""
+
 _FOLDED = (Column.tags, Column.project, Column.every)
 """These may take several lines where there is little room."""
 
@@ -68,10 +71,10 @@ def print_table(
         below = [column for column in columns if column in _DETAILS]
         columns = [column for column in columns if column not in below]
     groups = list(_groups(tasks, group, here))
+    aligned = _aligned(tasks, columns, widths, here, size.columns) if len(groups) > 1 else {}
     for number, (heading, members) in enumerate(groups):
         if heading:
             console.print(f"{chr(10) if number else ''}{heading}", style="bold underline")
-        aligned = widths if len(groups) > 1 else {}
         console.print(_table(members, columns, below, here, aligned))
 
 
@@ -94,6 +97,23 @@ def _widths(tasks: Sequence["TaskDict"], columns: Iterable[Column], here: _Here)
         for column in columns
         if column not in _FLOWING
     }
+
+
+def _aligned(
+    tasks: Iterable["TaskDict"],
+    columns: Sequence[Column],
+    widths: Mapping[Column, int],
+    here: _Here,
+    room: int,
+) -> dict[Column, int]:
+    """The widths that the columns of all groups have, so that they stand below one another."""
+    flowing = [column for column in columns if column in _FLOWING]
+    if len(flowing) != 1:
+        return dict(widths)
+    [column] = flowing
+    left = room - sum(widths[each] + _GAP for each in columns if each is not column)
+    widest = max(_width(_cell(task, column, here).plain) for task in tasks)
+    return {**widths, column: max(_FLOWING_MIN, min(widest, left))}
 
 
 def _width(text: str) -> int:
@@ -127,7 +147,7 @@ def _table(
             overflow="fold",
             no_wrap=not (flows or column in _FOLDED),
             ratio=1 if flows else None,
-            min_width=10 if flows else aligned.get(column),
+            min_width=aligned.get(column, _FLOWING_MIN if flows else None),
             justify="right" if column is Column.id else "left",
         )
     for task in tasks:

@@ -71,7 +71,9 @@ def _add_import(app: typer.Typer) -> None:
     app.command("import")(importing.import_)
 
 
-class _Tasks(LoadingGroup):
+class Tasks(LoadingGroup):
+    """The commands below `taskctl tasks`."""
+
     parts: ClassVar[Mapping[tuple[str, ...], Part]] = {
         ("add",): _add_add,
         ("list", "ls", "today", "next"): _add_lists,
@@ -87,7 +89,7 @@ class _Tasks(LoadingGroup):
 
 
 app = typer.Typer(
-    cls=_Tasks,
+    cls=Tasks,
     invoke_without_command=True,
     epilog="In a pipe a task is one line of tab-separated fields: id, status (pending or completed), title, "
     "time of its last change. In a title a tab is written \\t, a line's end \\n, and other control "
