@@ -348,8 +348,13 @@ def test_accounts_are_checked(shared):
     for row in (("", 0), ("x" * 256, 0), ("a", -1)):
         with pytest.raises(psycopg.errors.CheckViolation), shared.transaction(force_rollback=True):
             shared.execute("INSERT INTO account VALUES (%s, %s)", row)
-    with pytest.raises(psycopg.errors.CheckViolation), shared.transaction(force_rollback=True):
-        shared.execute("INSERT INTO account (user_id, last_task_id, last_change) VALUES ('a', 1, -1)")
+    for column in ("last_change", "quota_tasks", "quota_bytes"):
+        with pytest.raises(psycopg.errors.CheckViolation), shared.transaction(force_rollback=True):
+            shared.execute(
+                sql.SQL("INSERT INTO account (user_id, last_task_id, {}) VALUES ('a', 1, -1)").format(
+                    sql.Identifier(column)
+                )
+            )
     for row in (("a", 0, "created"), ("a", 1, "forgotten")):
         with pytest.raises(psycopg.errors.CheckViolation), shared.transaction(force_rollback=True):
             shared.execute(
@@ -363,5 +368,6 @@ def test_accounts_are_checked(shared):
     ).fetchall()
     assert {name for (name,) in found} == {
         *REFUSED, "account_user_id_length", "account_last_task_id_positive", "account_last_change_positive",
+        "account_quota_tasks_positive", "account_quota_bytes_positive",
         "change_number_positive", "change_type_known", "bulk_key_length",
     }  # fmt: skip

@@ -506,6 +506,22 @@ def test_a_fault_that_one_change_meets(environ, scripted):
     assert [each.number for each in box_of(environ).load().waiting] == [1, 2]
 
 
+@pytest.mark.parametrize("code", ["quota_exceeded", "insufficient_scope"])
+def test_what_is_forbidden(environ, scripted, code):
+    """A task that a quota has no room for is refused, and others are sent; what a token lacks stops all."""
+    for title in ("one", "two"):
+        keep(environ, lambda desk, title=title: desk.create_task(title, content={}))
+    scripted.script = [ok({"status": "ok"}), problem(403, code), ok({**TASK, "id": 9}, 201)]
+    delivered = send(environ)
+    waiting = box_of(environ).load().waiting
+    if code == "quota_exceeded":
+        assert [each.error and each.error.code for each in delivered] == [code, None]
+        assert [(each.number, each.refused and each.refused["code"]) for each in waiting] == [(1, code)]
+    else:
+        assert delivered == []
+        assert [(each.number, each.refused) for each in waiting] == [(1, None), (2, None)]
+
+
 def test_a_conflict_with_oneself_is_none(environ, scripted):
     """A try that was cut off and has made the change leaves a version that the next try does not meet."""
     keep(environ, lambda desk: desk.edit_task(7, {"title": "T"}))

@@ -22,6 +22,7 @@ from taskctl.errors import (
     InsufficientScope,
     InternalError,
     LocalError,
+    QuotaExceeded,
     RouteNotFound,
     ServerFailed,
     ServerTimedOut,
@@ -222,7 +223,7 @@ class Outbox:
             made = self._make(client, waiting)
         except TaskctlError as error:
             about_it = error.status in _REFUSALS and not isinstance(error, RouteNotFound)
-            if about_it or error.code == "quota_exceeded":
+            if about_it or isinstance(error, QuotaExceeded):
                 refused = {"code": error.code, "detail": error.detail, "theirs": _theirs(client, waiting)}
                 self._update(waiting._replace(refused=refused))
                 return Delivered(waiting, error=error)
