@@ -269,6 +269,15 @@ def test_bad_elements_are_refused_by_line(form):
     ]
 
 
+def test_characters_in_two_halves():
+    """Two halves of a character, as Taskwarrior 2 writes what it was given as JSON escapes, are one."""
+    halves = "\ud83c\udf89".encode("utf-8", "surrogatepass")
+    data = b'[{"description": "a %b"}, {"description": "%b %b"}]' % (halves, halves[:3], halves)
+    entries = read("taskwarrior", data)
+    assert [entry["title"] for entry in contents(entries)] == ["a \U0001f389"]
+    assert refusals(entries) == [(1, "not UTF-8: byte 0xed at character 18")]
+
+
 @pytest.mark.parametrize(
     ("data", "line", "reason"),
     [
