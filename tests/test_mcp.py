@@ -382,7 +382,7 @@ def test_scopes_decide_what_is_offered(here, scope, offered):
 
 
 def test_speaks_the_protocol_alone_and_ends_with_its_input(server, tmp_path):
-    """Stdout has messages alone, the end of stdin is the end, and a token that only reads offers no more."""
+    """Stdout has messages alone, and where stdin ends right behind the last call, that is answered still."""
     user = make_user(scope="tasks:read")
     environ = logged_in(tmp_path, server.url, user.token)
     hello = {
@@ -395,6 +395,11 @@ def test_speaks_the_protocol_alone_and_ends_with_its_input(server, tmp_path):
         {"jsonrpc": "2.0", "method": "notifications/initialized"},
         "this is no message",
         {"jsonrpc": "2.0", "id": 2, "method": "tools/list"},
+        {"jsonrpc": "2.0", "id": 3, "method": "tools/call", "params": {"name": "list_tasks"}},
+        {"jsonrpc": "2.0", "id": 0, "method": "tools/call", "params": {"name": "list_tasks"}},
+        {"jsonrpc": "2.0", "id": "5", "method": "tools/call", "params": {"name": "list_tasks"}},
+        {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": "5"}},
+        {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": [5]}},
     ]
     with subprocess.Popen(
         [sys.executable, "-m", "taskctl", "--debug", "mcp"],
@@ -406,16 +411,16 @@ def test_speaks_the_protocol_alone_and_ends_with_its_input(server, tmp_path):
         text=True,
     ) as process:
         try:
-            process.stdin.write("".join(f"{json.dumps(each)}\n" for each in sent))
-            process.stdin.flush()
-            answers = [json.loads(process.stdout.readline()) for _ in range(2)]
-            rest, stderr = process.communicate(timeout=30)
+            said = "".join(f"{json.dumps(each)}\n" for each in sent)
+            stdout, stderr = process.communicate(said, timeout=30)
         finally:
             process.kill()
-    by_id = {answer["id"]: answer["result"] for answer in answers}
+    answers = [json.loads(line) for line in stdout.splitlines()]
+    by_id = {answer["id"]: answer["result"] for answer in answers if answer["id"] != "5"}
     assert by_id[1]["serverInfo"]["name"] == "taskctl"
     assert [tool["name"] for tool in by_id[2]["tools"]] == READING
-    assert (process.returncode, rest) == (0, "")
+    assert [by_id[each]["structuredContent"] for each in (3, 0)] == [{"tasks": []}] * 2
+    assert (process.returncode, len(by_id)) == (0, 4)
     assert user.token not in stderr
 
 
