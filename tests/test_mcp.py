@@ -137,7 +137,7 @@ async def test_read_only_offers_what_reads(server, user, tmp_path):
         assert [tool.name for tool in (await client.list_tools()).tools] == READING
         assert said(await client.call_tool("list_tasks", {}))["tasks"] == []
         text = refused(await client.call_tool("add_task", {"title": "x"}))
-        assert text == "No tool 'add_task' is offered here. (usage_invalid)"
+        assert text == f"No tool 'add_task' is offered here; offered: {', '.join(READING)}. (usage_invalid)"
         assert said(await client.call_tool("list_tasks", {}))["tasks"] == []
 
 
@@ -247,7 +247,7 @@ async def test_lists_page_by_page(call, api):
         ("add_task", {"title": "a\x00b"}, "title: Must not contain the control character U+0000"),
         ("change_task", {"id": 99_999, "title": "x"}, "(task_not_found, request "),
         ("restore_task", {"id": 99_999}, "(task_not_found, request "),
-        ("format_disk", {}, "No tool 'format_disk' is offered here."),
+        ("format_disk", {}, "No tool 'format_disk' is offered here; offered: list_tasks, "),
     ],
 )
 async def test_says_what_is_wrong(call, tool, arguments, said_of_it):

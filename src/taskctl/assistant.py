@@ -91,11 +91,12 @@ class Assistant:
     def call(self, name: str, arguments: Mapping[str, Any]) -> protocol.CallToolResult:
         """Call a tool. Whatever goes wrong is in the result."""
         try:
-            tool = next((tool for tool in self.tools() if tool.name == name), None)
-            if tool is None:
-                raise UsageInvalid(f"No tool {name[:64]!r} is offered here.")  # noqa: TRY301 - as any error
-            given = tool.takes.model_validate(arguments)
-            result = self._logged_in(partial(tool.run, self, given))
+            offered = {tool.name: tool for tool in self.tools()}
+            if name not in offered:
+                there = ", ".join(offered) or "none"
+                raise UsageInvalid(f"No tool {name[:64]!r} is offered here; offered: {there}.")  # noqa: TRY301 - as any error
+            given = offered[name].takes.model_validate(arguments)
+            result = self._logged_in(partial(offered[name].run, self, given))
         except ValidationError as error:
             return _failed(UsageInvalid(_wrong(error)))
         except TaskctlError as error:
