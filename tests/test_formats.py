@@ -652,6 +652,78 @@ def test_ics_of_others():
     assert [str(alarm["DESCRIPTION"]) for alarm in todo.walk("VALARM")] == ["not the task's"]
 
 
+OUTLOOK = """\
+BEGIN:VCALENDAR
+BEGIN:VTIMEZONE
+TZID:W. Europe Standard Time
+BEGIN:STANDARD
+DTSTART:16010101T030000
+TZNAME:winter
+TZOFFSETFROM:+0200
+TZOFFSETTO:+0100
+RRULE:FREQ=YEARLY;BYDAY=-1SU;BYMONTH=10
+END:STANDARD
+BEGIN:DAYLIGHT
+DTSTART:16010101T020000
+TZOFFSETFROM:+0100
+TZOFFSETTO:+0200
+RRULE:FREQ=YEARLY;BYDAY=-1SU;BYMONTH=3
+END:DAYLIGHT
+END:VTIMEZONE
+BEGIN:VTIMEZONE
+TZID:Ours
+X-LIC-LOCATION:America/New_York
+END:VTIMEZONE
+BEGIN:VTIMEZONE
+TZID:Endless
+BEGIN:STANDARD
+DTSTART:16010101T000000
+TZOFFSETFROM:+0000
+TZOFFSETTO:+0000
+RRULE:FREQ=SECONDLY
+END:STANDARD
+END:VTIMEZONE
+BEGIN:VTIMEZONE
+TZID:Broken
+BEGIN:STANDARD
+DTSTART:1601
+END:STANDARD
+END:VTIMEZONE
+{}END:VCALENDAR
+"""
+
+
+def test_ics_with_zones_of_its_own():
+    """A time in a zone that the calendar brings along is that time; it recurs in one of the database's."""
+    todos = (
+        "BEGIN:VTODO\nUID:{0}\nSUMMARY:{0}\nDUE;TZID={0}:20260730T170000\nRRULE:FREQ=DAILY\n"
+        "EXDATE;TZID={0}:20260801T170000,20260802T170000\nEND:VTODO\n"
+    )
+    names = ("W. Europe Standard Time", "Ours", "Endless", "Broken", "Nowhere")
+    text = OUTLOOK.format("".join(map(todos.format, names)))
+    entries = read("ics", text)
+    due = [(entry["due_at"], entry["time_zone"]) for entry in contents(entries)]
+    assert due == [
+        ("2026-07-30T15:00:00.000000Z", "Europe/Berlin"),
+        ("2026-07-30T21:00:00.000000Z", "America/New_York"),
+    ]
+    assert [reason for _, reason in refusals(entries)] == [
+        f"the time zone '{name}' is none that is known" for name in ("Endless", "Broken", "Nowhere")
+    ]
+    [elsewhere, _] = [
+        entry for entry in read("ics", text, Source(zone=ZoneInfo("Asia/Tokyo"))) if isinstance(entry, Record)
+    ]
+    assert (elsewhere.content["due_at"], elsewhere.content["time_zone"]) == (
+        "2026-07-30T15:00:00.000000Z",
+        None,
+    )
+    assert elsewhere.content["extra"]["ics"]["lines"] == [
+        "UID:W. Europe Standard Time",
+        "EXDATE:20260801T150000Z,20260802T150000Z",
+    ]
+    assert elsewhere.warnings == ("it recurs in UTC, as 'W. Europe Standard Time' is no IANA time zone",)
+
+
 def test_ics_edited_elsewhere():
     """What another program has changed in a task that taskctl wrote counts, and the rest stays."""
     text = written("ics", [{**TASK, "due_at": "2026-11-30T16:00:00.123456Z"}]).replace(

@@ -27,6 +27,7 @@ from taskctl.formats.record import (
     own,
     uuid,
 )
+from taskctl.formats.vtimezone import Zones, named
 
 _LINE = re.compile(
     r'(?P<name>[A-Za-z0-9-]+)(?P<parameters>(?:;[A-Za-z0-9-]+=(?:"[^"]*"|[^";:,])*(?:,(?:"[^"]*"|[^";:,])*)*)*):(?P<value>.*)',
@@ -35,6 +36,9 @@ _LINE = re.compile(
 _PARAMETER = re.compile(r';([A-Za-z0-9-]+)=("[^"]*"|[^";:,]*)')
 _MOMENT = re.compile(r"([0-9]{4})([0-9]{2})([0-9]{2})(?:T([0-9]{2})([0-9]{2})([0-9]{2})(Z?))?", re.ASCII)
 _NO_TASKS = {"VEVENT": "an event", "VJOURNAL": "a journal entry", "VFREEBUSY": "free and busy times"}
+_AFTER_ZONE = {"END:VTIMEZONE", "BEGIN:VTODO", "BEGIN:VEVENT", "END:VCALENDAR"}
+_ZONE_MAX = 1000
+"""Content lines of a time zone; those that tell of each year since 1900 have fewer."""
 _PRIORITIES = {"high": "1", "medium": "5", "low": "9"}
 _LEVELS = dict(zip("123456789", ["high"] * 4 + ["medium"] + ["low"] * 4, strict=True))  # section 3.8.1.9
 _OCTETS = 75
@@ -44,9 +48,9 @@ _COMPLETED = {"COMPLETED", "CANCELLED"}
 
 def read(stream: BinaryIO, source: Source) -> Iterator[Entry]:
     """The VTODOs as tasks; other components of a calendar are refused, save time zones."""
-    intake = Intake()
-    for start, todo in _todos(stream):
-        yield todo if isinstance(todo, Refused) else _entry(intake, start, todo, source.zone)
+    intake, zones = Intake(), Zones(source.zone)
+    for start, todo in _todos(stream, zones):
+        yield todo if isinstance(todo, Refused) else _entry(intake, start, todo, zones, source.zone)
 
 
 class _Todo:
@@ -78,11 +82,11 @@ class _Todo:
         return self.start, Refused(self.start, "its end is missing: END:VTODO")
 
 
-def _todos(stream: BinaryIO) -> Iterator[tuple[int, list[str] | Refused]]:
-    """The content lines inside each VTODO, with the line where it begins."""
+def _todos(stream: BinaryIO, zones: Zones) -> Iterator[tuple[int, list[str] | Refused]]:
+    """The content lines inside each VTODO, with the line where it begins; time zones go among the zones."""
     todo: _Todo | None = None
     number, whole = 1, False
-    for number, line in _unfolded(stream):
+    for number, line in _without_zones(_unfolded(stream), zones):
         name, _, value = ("", "", "") if isinstance(line, Refused) else line.strip().upper().partition(":")
         if (name, value) == ("BEGIN", "VTODO"):
             if todo is not None:
@@ -103,6 +107,22 @@ def _todos(stream: BinaryIO) -> Iterator[tuple[int, list[str] | Refused]]:
         yield todo.unfinished()
     elif not whole:
         yield number, Refused(number, "no whole calendar: END:VCALENDAR is missing")
+
+
+def _without_zones(
+    lines: Iterable[tuple[int, str | Refused]], zones: Zones
+) -> Iterator[tuple[int, str | Refused]]:
+    """The content lines, without those of time zones, which go among the zones."""
+    zone: list[str] | None = None
+    for number, line in lines:
+        mark = "" if isinstance(line, Refused) else line.strip().upper()
+        if mark == "END:VTIMEZONE":
+            zones.add(zone or [])
+        zone = [] if mark == "BEGIN:VTIMEZONE" else None if mark in _AFTER_ZONE else zone
+        if zone is None:
+            yield number, line
+        elif isinstance(line, str) and len(zone) < _ZONE_MAX:
+            zone.append(line)
 
 
 def _other(number: int, component: str) -> Iterator[tuple[int, Refused]]:
@@ -162,12 +182,17 @@ def _folded(line: str) -> str:
     return "\r\n".join([*pieces, piece]) + "\r\n"
 
 
-def _entry(intake: Intake, start: int, todo: list[str], zone: ZoneInfo) -> Entry:
+def _entry(intake: Intake, start: int, given: list[str], zones: Zones, zone: ZoneInfo) -> Entry:
+    translated = [zones.translated(line) for line in given]
+    todo = [line for line, _ in translated]
     try:
         shown = _read(todo, zone)
     except ValueError as error:
         return Refused(start, str(error))
     rest, warnings = {}, []
+    unnamed = next((name for line, name in translated if name and _name(line) == "DUE"), None)
+    if unnamed and shown["recurrence"]:
+        warnings.append(f"it recurs in UTC, as {unnamed!r:.60} is no IANA time zone")
     for line in todo:
         if line.upper().startswith("X-TASKCTL:"):
             try:
@@ -237,10 +262,10 @@ def _moment(value: str, zone_name: str | None, zone: ZoneInfo) -> tuple[str, str
             return date(*(int(part) for part in found.group(1, 2, 3))).isoformat(), None
         if found:
             year, month, day, hour, minute, second = map(int, found.group(1, 2, 3, 4, 5, 6))
-            named = None if found[7] or zone_name is None else _zone(zone_name)
-            own_zone = UTC if found[7] else named or zone
-            moment = datetime(year, month, day, hour, minute, min(second, 59), tzinfo=own_zone)
-            return instant(moment), named.key if named else None
+            own_zone = None if found[7] or zone_name is None else _zone(zone_name)
+            there = UTC if found[7] else own_zone or zone
+            moment = datetime(year, month, day, hour, minute, min(second, 59), tzinfo=there)
+            return instant(moment), own_zone.key if own_zone else None
     except (ValueError, OverflowError) as error:
         if "zone" in str(error):
             raise
@@ -248,14 +273,10 @@ def _moment(value: str, zone_name: str | None, zone: ZoneInfo) -> tuple[str, str
 
 
 def _zone(name: str) -> ZoneInfo:
-    """The zone of a TZID, which may have a maker's prefix in front, as in `/example.org/Europe/Berlin`."""
-    parts = name.strip("/").split("/")
-    for first in range(len(parts)):
-        try:
-            return ZoneInfo("/".join(parts[first:]))
-        except (OSError, ValueError, LookupError):
-            continue
-    raise ValueError(f"the time zone {name!r:.60} is none that is known")
+    found = named(name)
+    if found is None:
+        raise ValueError(f"the time zone {name!r:.60} is none that is known")
+    return found
 
 
 def _todo(content: Mapping[str, Any]) -> list[str]:
