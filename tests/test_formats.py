@@ -724,6 +724,15 @@ def test_ics_with_zones_of_its_own():
     assert elsewhere.warnings == ("it recurs in UTC, as 'W. Europe Standard Time' is no IANA time zone",)
 
 
+def test_ics_folded_within_a_character():
+    """A line that is folded between the bytes of a character is whole again; what is no text is refused."""
+    todo = b"BEGIN:VTODO\r\nUID:%d\r\nSUMMARY:%b\r\nEND:VTODO\r\n"
+    todos = todo % (1, b"f\xc3\r\n \xbcr\r\n\t alle") + todo % (2, b"f\xc3\r\n r")
+    entries = read("ics", b"BEGIN:VCALENDAR\r\n" + todos + b"END:VCALENDAR\r\n")
+    assert contents(entries)[0]["title"] == "für alle"
+    assert refusals(entries) == [(10, "not UTF-8: byte 0xc3 at position 10")]
+
+
 def test_ics_edited_elsewhere():
     """What another program has changed in a task that taskctl wrote counts, and the rest stays."""
     text = written("ics", [{**TASK, "due_at": "2026-11-30T16:00:00.123456Z"}]).replace(

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 from taskctl.formats.carrying import to_carry, with_carried
 from taskctl.formats.fitting import DEFAULTS, as_read, instant
-from taskctl.formats.lines import LONGEST, lines
+from taskctl.formats.lines import LONGEST, decoded, raw_lines
 from taskctl.formats.record import (
     Entry,
     Intake,
@@ -151,19 +151,24 @@ def write(tasks: Iterable[Mapping[str, Any]], source: Source) -> Iterator[str]:
 
 
 def _unfolded(stream: BinaryIO) -> Iterator[tuple[int, str | Refused]]:
-    """Content lines (section 3.1) with the numbers of the lines where they start."""
-    start, text = 0, ""
-    for number, line in lines(stream):
+    """Content lines with the numbers of the lines where they start.
+
+    Some programs fold within a character, and bytes are what is put together again (section 3.1).
+    """
+    start, size, pieces = 0, 0, list[bytes]()
+    for number, line in raw_lines(stream):
         if isinstance(line, Refused):
             yield number, line
-        elif line[:1] in {" ", "\t"} and start and len(text) <= LONGEST:
-            text += line.rstrip("\r\n")[1:]
+        elif line[:1] in {b" ", b"\t"} and start and size <= LONGEST:
+            pieces.append(line.rstrip(b"\r\n")[1:])
+            size += len(pieces[-1])
         else:
-            if text:
-                yield start, text
-            start, text = number, line.rstrip("\r\n")
-    if text:
-        yield start, text
+            if size:
+                yield start, decoded(start, b"".join(pieces))
+            start, pieces = number, [line.rstrip(b"\r\n")]
+            size = len(pieces[0])
+    if size:
+        yield start, decoded(start, b"".join(pieces))
 
 
 def _folded(line: str) -> str:
