@@ -440,6 +440,19 @@ def test_csv_from_a_spreadsheet(delimiter):
     ]
 
 
+def test_csv_as_people_fill_it_in():
+    """Priorities in capitals are read, and due times without an offset as those of the person's zone."""
+    data = "title,due_at,priority\na,2026-11-30 17:00,High\nb,2026-07-30T17:00:05,LOW\nc,2026-02-30 17:00,\n"
+    entries = read("csv", data)
+    assert contents(entries) == [
+        {"title": "a", "due_at": "2026-11-30T16:00:00.000000Z", "priority": "high"},
+        {"title": "b", "due_at": "2026-07-30T15:00:05.000000Z", "priority": "low"},
+    ]
+    assert refusals(entries) == [
+        (4, "the due date '2026-02-30 17:00' is neither a date nor a time with its offset")
+    ]
+
+
 def test_csv_rows_that_are_refused():
     """Each broken row is refused with the line where it starts, and the others are read."""
     data = (
@@ -941,6 +954,9 @@ def test_todoist():
         ("Every Friday starting 2026-12-04", "2026-12-04", "FREQ=WEEKLY;BYDAY=FR"),
         ("2026-11-30T17:00:00-05:00", "2026-11-30T22:00:00.000000Z", None),
         ("30 November 2026", "2026-11-30", None),
+        ("30 Nov 2026 17:00", "2026-11-30T16:00:00.000000Z", None),
+        ("every week starting Nov 30 2026 5pm", "2026-11-30T16:00:00.000000Z", "FREQ=WEEKLY"),
+        ("Nov 30 17:00", None, None),
         ("2026-11-30 at 5pm", "2026-11-30T16:00:00.000000Z", None),
         ("2026-11-30 at noon", None, None),
         ("Nov 31 2026", None, None),

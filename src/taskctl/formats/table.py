@@ -9,9 +9,13 @@ JSON.
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from typing import Any, BinaryIO
+from zoneinfo import ZoneInfo
 
+from taskctl.formats.fitting import instant
 from taskctl.formats.lines import lines
 from taskctl.formats.native import entry
 from taskctl.formats.record import Entry, Intake, Refused, Source
@@ -38,6 +42,7 @@ COLUMNS = (
     "extra",
 )
 _WHOLE_NUMBERS = {"id", "next_id", "version"}
+_LOCAL = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2})?", re.ASCII)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
@@ -66,8 +71,11 @@ def _cell(value: Any) -> str:
     return f"'{text}" if not text or text.startswith(_FORMULA) else text
 
 
-def read(stream: BinaryIO, _source: Source) -> Iterator[Entry]:
-    """The rows as tasks. Commas, semicolons or tabs between the cells, as the header has them."""
+def read(stream: BinaryIO, source: Source) -> Iterator[Entry]:
+    """The rows as tasks. Commas, semicolons or tabs between the cells, as the header has them.
+
+    A due time without an offset is one in the person's zone.
+    """
     intake = Intake()
     for line, row in rows(stream):
         if isinstance(row, Refused):
@@ -78,7 +86,11 @@ def read(stream: BinaryIO, _source: Source) -> Iterator[Entry]:
             return
         if line:
             try:
-                task = {name: _value(name, cell) for name, cell in row.items() if cell or name == "title"}
+                task = {
+                    name: _value(name, cell, source.zone)
+                    for name, cell in row.items()
+                    if cell or name == "title"
+                }
             except ValueError as error:
                 yield Refused(line, str(error))
             else:
@@ -135,7 +147,9 @@ def _texts(stream: BinaryIO, refused: list[Refused]) -> Iterator[str]:
             yield line
 
 
-def _value(name: str, cell: str) -> Any:
+def _value(name: str, cell: str, zone: ZoneInfo) -> Any:
+    if name in {"priority", "due_at"}:
+        return cell.strip().lower() if name == "priority" else _due(cell.strip(), zone)
     if name == "completed":
         words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
         if cell.strip().lower() not in words:
@@ -153,3 +167,13 @@ def _value(name: str, cell: str) -> Any:
     if name in _WHOLE_NUMBERS:
         return int(cell) if cell.isascii() and cell.isdecimal() else cell
     return cell
+
+
+def _due(cell: str, zone: ZoneInfo) -> str:
+    """A time without an offset with that of the zone; all else as it is."""
+    if not _LOCAL.fullmatch(cell):
+        return cell
+    try:
+        return instant(datetime.fromisoformat(cell).replace(tzinfo=zone))
+    except (ValueError, OverflowError):
+        return cell

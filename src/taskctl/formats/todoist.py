@@ -170,7 +170,9 @@ def _day(written: str, zone: ZoneInfo) -> str | None:
         if len(written) == len("2026-11-30"):
             return written
         return instant(moment if moment.tzinfo else moment.replace(tzinfo=zone))
-    day, _, clock = re.sub(r" (?:at|@) ?", "|", written).partition("|")
+    day, _, clock = re.sub(
+        r" (?:at |@ ?|(?=[0-9]{1,2}(?::[0-9]{2}|[ap]m)))", "|", written, count=1
+    ).partition("|")
     for form in _FORMATS:
         try:
             date = datetime.strptime(day.strip(), form).date()  # noqa: DTZ007 - the zone comes with the time
