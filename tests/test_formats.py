@@ -876,7 +876,7 @@ note,second,,,,,,,,,,
 section,Later,,,,,,,,,,
 task,Parent,Some words,2,1,,Other (2),2026-11-30 17:00,en,America/New_York,30,minute
 task,Child,,3,2,,,every 2 weeks at 9am starting Nov 30 2026,en,Europe/Berlin,,
-task,Child's child,,4,3,,,every day,en,,,
+task,Child's child,,4,3,,,every last day,en,,,
 task,Odd,,7,1,,,"Nov 30, 2026 at 17:00",en,,,
 tusk,,,,,,,,,,,
 """
@@ -931,7 +931,9 @@ def test_todoist():
         {
             "title": "Child's child",
             "project": "Work",
-            "extra": {"todoist": {"date": "every day", "section": "Later", "indent": 3, "parent": "Child"}},
+            "extra": {
+                "todoist": {"date": "every last day", "section": "Later", "indent": 3, "parent": "Child"}
+            },
         },
         {
             "title": "Odd",
@@ -941,7 +943,7 @@ def test_todoist():
         },
     ]
     assert [warning for entry in entries if isinstance(entry, Record) for warning in entry.warnings] == [
-        "the date 'every day' is kept in extra only: it names no day",
+        "the date 'every last day' is kept in extra only: it names no day",
         "the priority '7' is none of 1 to 4",
     ]
 
@@ -968,6 +970,35 @@ def test_todoist_dates(written_as, due_at, recurrence):
     [entry] = read("todoist", f"TYPE,CONTENT,DATE\ntask,a,{written_as}\n")
     assert (entry.content["due_at"], entry.content["recurrence"]) == (due_at, recurrence)
     assert bool(entry.warnings) == (due_at is None)
+
+
+@pytest.mark.parametrize(
+    ("written_as", "recurrence", "weekdays"),
+    [
+        ("every day", "FREQ=DAILY", {0, 1, 2, 3, 4, 5, 6}),
+        ("every monday at 9am", "FREQ=WEEKLY;BYDAY=MO", {0}),
+        ("every tue, thursday 17:00", "FREQ=WEEKLY;BYDAY=TU,TH", {1, 3}),
+        ("every weekday", "FREQ=WEEKLY;BYDAY=MO,TU,WE,TH,FR", {0, 1, 2, 3, 4}),
+    ],
+)
+def test_todoist_without_a_start(written_as, recurrence, weekdays):
+    """What begins on no day begins on the first from today on, and is the same task on every day."""
+    data = f'TYPE,CONTENT,DATE\ntask,a,"{written_as}"\ntask,a,"{written_as}"\n'
+    west, east = ZoneInfo("Etc/GMT+12"), ZoneInfo("Etc/GMT-14")  # where it is never the same day
+    keys = []
+    for zone in (west, east):
+        today = dt.datetime.now(zone).date()
+        entries = read("todoist", data, Source("x.csv", zone))
+        keys.append([entry.key for entry in entries])
+        due = dt.datetime.fromisoformat(entries[0].content["due_at"])
+        day = (due.astimezone(zone) if due.tzinfo else due).date()
+        assert (day.weekday() in weekdays, today <= day <= today + dt.timedelta(days=7)) == (True, True)
+        assert entries[0].content["recurrence"] == recurrence
+        assert entries[0].warnings == (
+            f"the date '{written_as}' names no day: it begins on the first one from today on",
+        )
+    assert keys[0] == keys[1]
+    assert len({*keys[0]}) == 2
 
 
 def test_todoist_that_is_none():
