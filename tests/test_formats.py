@@ -1001,6 +1001,14 @@ def test_todoist_without_a_start(written_as, recurrence, weekdays):
     assert len({*keys[0]}) == 2
 
 
+def test_todoist_in_another_zone():
+    """A time that names no zone is another one elsewhere, and the task is the same."""
+    data = "TYPE,CONTENT,DATE\ntask,a,2026-11-30 17:00\n"
+    [here], [there] = read("todoist", data), read("todoist", data, Source(BERLIN.name))
+    assert here.key == there.key
+    assert here.content["due_at"] != there.content["due_at"]
+
+
 def test_todoist_that_is_none():
     """Another table, and a comment on nothing, are refused."""
     assert refusals(read("todoist", "title\na\n")) == [(1, "the header names no columns TYPE and CONTENT")]

@@ -54,7 +54,7 @@ def read(stream: BinaryIO, source: Source) -> Iterator[Entry]:
             section = row["content"].strip() or None
         else:
             level = int(row["indent"]) if row.get("indent", "").strip() in {"2", "3", "4", "5"} else 1
-            content, warnings, begins = _content(row, source.zone)
+            content, warnings = _content(row, source.zone)
             kept = content["extra"]["todoist"]
             kept |= {"section": section} if section else {}
             kept |= {"indent": level, "parent": above[: level - 1][-1]} if level > 1 and above else {}
@@ -62,8 +62,8 @@ def read(stream: BinaryIO, source: Source) -> Iterator[Entry]:
             described = "\n\n".join(filter(None, (content["description"], *notes))) or None
             extra = content["extra"] if kept else None
             whole = {**content, "description": described, "project": project, "extra": extra}
-            source_row = {"project": project, **row, "notes": notes} if begins else None
-            yield intake.take(line, whole, None, warnings=warnings, instead=source_row)
+            as_written = {"project": project, **row, "notes": notes}
+            yield intake.take(line, whole, None, warnings=warnings, instead=as_written)
 
 
 _Rows = Iterable[tuple[int, dict[str, str] | Refused]]
@@ -109,8 +109,7 @@ def _with_notes(
         yield task
 
 
-def _content(row: dict[str, str], zone: ZoneInfo) -> tuple[dict[str, Any], list[str], bool]:
-    """A task's content, what to tell of it, and whether its due date is reckoned from today."""
+def _content(row: dict[str, str], zone: ZoneInfo) -> tuple[dict[str, Any], list[str]]:
     warnings = []
     text = row["content"].strip()
     tags = _LABEL.findall(text)
@@ -130,7 +129,7 @@ def _content(row: dict[str, str], zone: ZoneInfo) -> tuple[dict[str, Any], list[
         warnings.append(f"the date {written!r:.60} is kept in extra only: it names no day")
     if written and (due_at is None or rule):
         kept["date"] = written
-    content = {
+    return {
         "title": text,
         "description": row.get("description") or None,
         "due_at": due_at,
@@ -139,8 +138,7 @@ def _content(row: dict[str, str], zone: ZoneInfo) -> tuple[dict[str, Any], list[
         "recurrence": rule,
         "time_zone": own_zone.key if rule and due_at and "T" in due_at else None,
         "extra": {"todoist": kept},
-    }
-    return content, warnings, begins
+    }, warnings
 
 
 def _zone(name: str, otherwise: ZoneInfo) -> ZoneInfo:
