@@ -475,6 +475,8 @@ def test_csv_rows_that_are_refused():
     ("data", "reason"),
     [
         ("name\na\n", "the header names no column 'title'"),
+        ("title,priority\ra,high\r", "not CSV: its lines end in carriage returns alone"),
+        (f"title,{'x' * 140_000}\na,\n", "not CSV: field larger than field limit (131072)"),
         ("title\na\n".encode("utf-16"), "the file is in UTF-16; save it as UTF-8"),
     ],
 )

@@ -109,7 +109,13 @@ def rows(stream: BinaryIO) -> Iterator[tuple[int, dict[str, str] | Refused]]:
         yield from ((found.line, found) for found in refused)
         return
     delimiter = max(",;\t", key=header_line.count)
-    names = [name.strip().lower() for name in next(csv.reader([header_line], delimiter=delimiter), [])]
+    try:
+        header = next(csv.reader([header_line], delimiter=delimiter), [])
+    except csv.Error as error:
+        why = "its lines end in carriage returns alone" if "\r" in header_line.rstrip("\r\n") else error
+        yield 1, Refused(1, f"not CSV: {why}")
+        return
+    names = [name.strip().lower() for name in header]
     yield 0, dict.fromkeys(names, "")
     reader = csv.reader(source, delimiter=delimiter, strict=True)
     start = 2
