@@ -441,15 +441,21 @@ def test_csv_from_a_spreadsheet(delimiter):
 
 
 def test_csv_as_people_fill_it_in():
-    """Priorities in capitals are read, and due times without an offset as those of the person's zone."""
-    data = "title,due_at,priority\na,2026-11-30 17:00,High\nb,2026-07-30T17:00:05,LOW\nc,2026-02-30 17:00,\n"
+    """Capitals are read, due times without an offset in the person's zone, and a spreadsheet's language."""
+    data = (
+        "title,due_at,priority,completed\na,2026-11-30 17:00,High,\nb,2026-07-30T17:00:05,LOW,FALSCH\n"
+        "c,2026-02-30 17:00,,\nd,1.12.2026,,WAHR\ne,01.12.2026 09:30,,\nf,30.2.2026,,\ng,11/30/2026,,\n"
+    )
     entries = read("csv", data)
     assert contents(entries) == [
         {"title": "a", "due_at": "2026-11-30T16:00:00.000000Z", "priority": "high"},
         {"title": "b", "due_at": "2026-07-30T15:00:05.000000Z", "priority": "low"},
+        {"title": "d", "due_at": "2026-12-01", "completed": True},
+        {"title": "e", "due_at": "2026-12-01T08:30:00.000000Z"},
     ]
     assert refusals(entries) == [
-        (4, "the due date '2026-02-30 17:00' is neither a date nor a time with its offset")
+        (line, f"the due date '{cell}' is neither a date nor a time with its offset")
+        for line, cell in ((4, "2026-02-30 17:00"), (7, "2026-02-30"), (8, "11/30/2026"))
     ]
 
 

@@ -43,6 +43,10 @@ COLUMNS = (
 )
 _WHOLE_NUMBERS = {"id", "next_id", "version"}
 _LOCAL = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2})?", re.ASCII)
+_DOTTED = re.compile(r"([0-9]{1,2})\.([0-9]{1,2})\.([0-9]{4})( [0-9]{2}:[0-9]{2}(?::[0-9]{2})?)?", re.ASCII)
+_TRUE = {"true", "1", "yes", "wahr", "vrai", "verdadero", "vero"}
+_FALSE = {"false", "0", "no", "falsch", "faux", "falso"}
+"""As spreadsheets save them, which do it in their own language."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
@@ -157,10 +161,10 @@ def _value(name: str, cell: str, zone: ZoneInfo) -> Any:
     if name in {"priority", "due_at"}:
         return cell.strip().lower() if name == "priority" else _due(cell.strip(), zone)
     if name == "completed":
-        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-        if cell.strip().lower() not in words:
+        word = cell.strip().lower()
+        if word not in _TRUE | _FALSE:
             raise ValueError(f"completed is {cell!r:.30}, neither true nor false")
-        return words[cell.strip().lower()]
+        return word in _TRUE
     if name == "extra":
         try:
             return loads(cell)
@@ -176,7 +180,9 @@ def _value(name: str, cell: str, zone: ZoneInfo) -> Any:
 
 
 def _due(cell: str, zone: ZoneInfo) -> str:
-    """A time without an offset with that of the zone; all else as it is."""
+    """A time without an offset with that of the zone, with dots the day first; all else as it is."""
+    if dotted := _DOTTED.fullmatch(cell):
+        cell = f"{dotted[3]}-{dotted[2]:0>2}-{dotted[1]:0>2}{dotted[4] or ''}"
     if not _LOCAL.fullmatch(cell):
         return cell
     try:
