@@ -721,7 +721,8 @@ def test_ics_with_zones_of_its_own():
         "EXDATE;TZID={0}:20260801T170000,20260802T170000\nEND:VTODO\n"
     )
     names = ("W. Europe Standard Time", "Ours", "Endless", "Broken", "Nowhere")
-    text = OUTLOOK.format("".join(map(todos.format, names)))
+    never = todos.format(names[0]).replace(":20260730", ":20260230")
+    text = OUTLOOK.format("".join(map(todos.format, names)) + never)
     entries = read("ics", text)
     due = [(entry["due_at"], entry["time_zone"]) for entry in contents(entries)]
     assert due == [
@@ -729,7 +730,8 @@ def test_ics_with_zones_of_its_own():
         ("2026-07-30T21:00:00.000000Z", "America/New_York"),
     ]
     assert [reason for _, reason in refusals(entries)] == [
-        f"the time zone '{name}' is none that is known" for name in ("Endless", "Broken", "Nowhere")
+        *(f"the time zone '{name}' is none that is known" for name in ("Endless", "Broken", "Nowhere")),
+        "DUE is '20260230T170000', neither a date nor a time",
     ]
     [elsewhere, _] = [
         entry for entry in read("ics", text, Source(zone=ZoneInfo("Asia/Tokyo"))) if isinstance(entry, Record)

@@ -67,8 +67,8 @@ class Zones:
             if isinstance(zone, ZoneInfo):
                 return f"{found['before']};TZID={zone.key}{found['after']}:{found['times']}", None
             utc = [each.replace(tzinfo=zone).astimezone(UTC) for each in moments]
-        except (ValueError, OverflowError):
-            return line, None
+        except (ValueError, OverflowError):  # for the reader to refuse
+            return f"{found['before']}{found['after']}:{found['times']}", None
         times = ",".join(f"{each:%Y%m%dT%H%M%S}Z" for each in utc)
         return f"{found['before']}{found['after']}:{times}", found["zone"].strip('"')
 
