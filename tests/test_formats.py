@@ -1111,6 +1111,21 @@ def test_vikunja():
     ]
 
 
+def test_vikunja_as_its_editor_writes():
+    """A list keeps its items on their lines, with their ticks, and somebody who is mentioned their name."""
+    item = (
+        '<li data-checked="{}"><label><input type="checkbox"><span></span></label><div><p>{}</p></div></li>'
+    )
+    html = (
+        '<p>ask <mention-user data-id="x" data-label="Xenia"></mention-user></p>'
+        f"<ul><li><p>one</p><p>more</p></li>{item.format('true', 'two')}{item.format('false', 'three')}</ul>"
+        "<p>end</p>"
+    )
+    data = json.dumps([{"title": "Work", "tasks": [{"id": 1, "title": "a", "description": html}]}])
+    [entry] = read("vikunja", data)
+    assert entry.content["description"] == "ask @Xenia\n- one\nmore\n- [x] two\n- [ ] three\nend"
+
+
 def test_vikunja_as_it_is_downloaded():
     """The ZIP file is read as the file in it is."""
     packed = io.BytesIO()
