@@ -44,6 +44,7 @@ def plans(database_url: str, user: str, tasks: int) -> dict[str, Plan]:
         "due_days": 1,
         "project": "Household",
         "q": "milk",
+        "follows": 1,
         "digest": r"\x00",
     }
     defaults = {name: value for each in PARAMETERS.values() for name, value in each.items()}

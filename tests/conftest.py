@@ -30,6 +30,7 @@ from taskctl.config import ServerSettings
 from taskctl.server import migrations
 from taskctl.server.app import create_app
 from taskctl.server.embedded import EmbeddedPostgres
+from taskctl.server.queries import octets
 from taskctl.tokens import mint
 from waiting import until
 
@@ -41,6 +42,7 @@ STEPS = [
     "0003 Due dates, priorities, tags, projects, recurrence, trash, and the log of changes",
     "0004 Indexes for sorting, filtering and searching",
     "0005 Answers to bulk requests",
+    "0006 Quotas: what of a user's tasks is counted, and how much of it one may have",
 ]
 """The migrations, as they are reported."""
 
@@ -60,8 +62,18 @@ CONTENT: dict[str, Any] = {
     "time_zone": None,
     "extra": None,
     "completed": False,
+    "quota_tasks": 0,
+    "quota_bytes": 0,
 }
-"""A task's content as the statements take it."""
+"""A task's content as the statements take it, and no limits."""
+
+_MISCOUNTED = f"""
+SELECT user_id, account.tasks, account.bytes, found.* FROM account CROSS JOIN LATERAL (
+    SELECT count(*) AS tasks, coalesce(sum({octets()}), 0) AS bytes
+    FROM task WHERE task.user_id = account.user_id AND deleted_at IS NULL
+) AS found
+WHERE counted = last_change AND (account.tasks, account.bytes) <> (found.tasks, found.bytes)
+"""  # noqa: S608 - constants
 
 _numbers = itertools.count(1)
 
@@ -164,10 +176,15 @@ def empty_database(postgres: EmbeddedPostgres) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def database_url(postgres: EmbeddedPostgres) -> str:
-    """The URL of a migrated database that all tests share, each with users of its own."""
+def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """The URL of a migrated database that all tests share, each with users of its own.
+
+    Whatever they have done: what is counted of a user's tasks is what there is.
+    """
     migrations.upgrade(make_settings(postgres.url))
-    return postgres.url
+    yield postgres.url
+    with psycopg.connect(postgres.url) as connection:
+        assert connection.execute(_MISCOUNTED).fetchall() == []
 
 
 @pytest.fixture

@@ -190,7 +190,7 @@ async def test_change_is_applied_to_what_a_concurrent_one_left(
     """A change that finds nothing to change and waits for another's is applied after it: the last wins."""
     await make(api)
     async with await psycopg.AsyncConnection.connect(database_url) as other:
-        await other.execute("UPDATE task SET version = 2, title = 'Other' WHERE user_id = %s", [user.id])
+        await other.execute("UPDATE task SET version = 2, title = 'New' WHERE user_id = %s", [user.id])
         waiting = asyncio.create_task(send(api, change, None))
         await waits_or_is_answered(other, waiting)
         await other.commit()

@@ -30,7 +30,7 @@ def environ(empty_database: str, tmp_path: Path) -> dict[str, str]:
                 key = {"user_id": user, "key": f"k{number}", "digest": b"d", "title": f"{user} {number}"}
                 connection.execute(CREATE_TASK.sql, CONTENT | key)
             connection.execute("INSERT INTO bulk VALUES (%s, 'k', 'd', %s)", [user, f"answer to {user}"])
-        on = {"user_id": "ada", "versions": None}
+        on = CONTENT | {"user_id": "ada", "versions": None}
         connection.execute(DELETE_TASK.sql, on | {"id": 1})
         connection.execute(COMPLETE_TASK.sql, on | {"id": 2, "completed": True})
     return bare_environ(tmp_path, TASKCTL_ENV="prod", DATABASE_URL=empty_database)
@@ -57,7 +57,7 @@ def test_list(environ: dict[str, str]) -> None:
     assert taskctl("users", "list", "-q", environ=environ).out.splitlines()[:2] == ["ada", "bob"]
     assert len(taskctl("users", "list", "--ndjson", environ=environ).out.splitlines()) == 3
     lines = taskctl_in_terminal("users", "list", environ=environ).out.splitlines()
-    assert lines[0].split() == ["Tasks", "Pending", "Trash", "Changed", "User"]
+    assert lines[0].split() == ["Tasks", "Pending", "Trash", "Bytes", "Changed", "User"]
     assert [(*line.split()[:3], line.split()[-1]) for line in lines[1:3]] == [
         ("2", "1", "1", "ada"), ("1", "1", "0", "bob")
     ]  # fmt: skip

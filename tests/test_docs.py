@@ -221,7 +221,11 @@ def test_a_wrong_command_line_is_noticed(line, wrong):
 
 def test_authentication_has_every_refusal():
     """The table of docs/authentication.md has each code with which a token is refused, and no other."""
-    refused = [error for error in errors.catalogue() if error.status in {401, 403}]
+    refused = [
+        error
+        for error in errors.catalogue()
+        if issubclass(error, errors.Unauthenticated | errors.Forbidden) and error.status
+    ]
     listed = re.findall(r"(?m)^\| `(\w+)` \|", read(AUTHENTICATION).partition("## What a 401 says")[2])
     assert sorted(listed) == sorted([*(error.code for error in refused), "auth_keys_unavailable"])
 

@@ -24,6 +24,7 @@ CONTRACT = {
     "token_key_unknown": (401, 4),
     "not_your_tasks": (403, 4),
     "insufficient_scope": (403, 4),
+    "quota_exceeded": (403, 4),
     "task_not_found": (404, 5),
     "route_not_found": (404, 5),
     "method_not_allowed": (405, 1),

@@ -36,7 +36,7 @@ from taskctl.setting import (
     setting,
 )
 from taskctl.trust import TrustSettings
-from taskctl.vocabulary import HEARTBEAT_MAX, Environment
+from taskctl.vocabulary import HEARTBEAT_MAX, QUOTA_MAX, Environment
 
 _HOST = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
 _MIN_METRICS_TOKEN = 16
@@ -241,6 +241,22 @@ class ServerSettings(TrustSettings):
         expects="a whole number of days from 0 to 36500",
         within=(0, 36500),
         description="How many days a deleted task can be restored, before it is purged.",
+    )
+    quota_tasks: int = setting(
+        "TASKCTL_QUOTA_TASKS",
+        0,
+        expects="a whole number from 0",
+        within=(0, QUOTA_MAX),
+        shown="0: no limit",
+        description="How many tasks a user may have outside the trash; beyond it 403 `quota_exceeded`.",
+    )
+    quota_bytes: Bytes = setting(
+        "TASKCTL_QUOTA_BYTES",
+        0,
+        expects="a size such as 50MiB, or 0",
+        within=(0, QUOTA_MAX),
+        shown="0: no limit",
+        description="How many bytes the texts of these tasks may take; beyond it 403 `quota_exceeded`.",
     )
     changes_days: int = setting(
         "TASKCTL_CHANGES_DAYS",

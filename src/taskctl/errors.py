@@ -7,7 +7,7 @@ sentence); an instance carries what happened this time. Codes are stable: client
     ├── BadRequest, BodyTooLarge, UnsupportedMediaType, ValidationFailed, IdempotencyKeyReused, BulkRefused
     ├── Unauthenticated ── TokenMissing, TokenMalformed, TokenExpired, …
     ├── Forbidden ── NotYourTasks, InsufficientScope
-    ├── TaskNotFound, RouteNotFound, MethodNotAllowed, ChangesExpired, VersionConflict
+    ├── QuotaExceeded, TaskNotFound, RouteNotFound, MethodNotAllowed, ChangesExpired, VersionConflict
     ├── RateLimited, TooManyStreams
     ├── InternalError
     ├── Unavailable ── DatabaseUnavailable, StatementTimeout, Overloaded, ShuttingDown, NotReady, …
@@ -205,7 +205,13 @@ class InsufficientScope(Forbidden):
     code = "insufficient_scope"
 
 
-# 404, 405, 410, 412, 429
+# 403 for who is allowed, but not so much; 404, 405, 410, 412, 429
+
+
+class QuotaExceeded(TaskctlError):
+    """There is no room for more tasks."""
+
+    code, status, exit_code = "quota_exceeded", 403, 4
 
 
 class TaskNotFound(TaskctlError):

@@ -4,7 +4,16 @@ import re
 from collections.abc import Mapping
 
 _SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_BYTES = {"": 1.0, "b": 1.0, "kib": 1024.0, "kb": 1000.0, "mib": 1024.0**2, "mb": 1000.0**2}
+_BYTES = {
+    "": 1.0,
+    "b": 1.0,
+    "kb": 1000.0,
+    "mb": 1000.0**2,
+    "gb": 1000.0**3,
+    "kib": 1024.0,
+    "mib": 1024.0**2,
+    "gib": 1024.0**3,
+}
 
 
 def seconds(text: str) -> float:

@@ -40,6 +40,9 @@ IDEMPOTENCY_KEY_MAX = 255
 TASK_ID_MAX = 2**63 - 1
 """The largest PostgreSQL `bigint`."""
 
+QUOTA_MAX = 10**15
+"""The largest quota, of tasks or of bytes."""
+
 SEARCH_MAX = 200
 """Characters (code points) in what is searched for; at least one."""
 

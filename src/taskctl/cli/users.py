@@ -7,16 +7,19 @@ from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
+from taskctl import quantities
 from taskctl.cli import output
 from taskctl.cli.output import Form, Json, Ndjson, Quiet
 from taskctl.cli.server import database
+from taskctl.errors import UsageInvalid
+from taskctl.vocabulary import QUOTA_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 app = typer.Typer(help="The people in the database.", no_args_is_help=True, rich_markup_mode=None)
 
-_LINE = "{:>8}  {:>8}  {:>8}  {:16}  {}"
+_LINE = "{:>8}  {:>8}  {:>8}  {:>11}  {:16}  {}"
 """Of the list in a terminal; ids are long, and stand last."""
 
 User = Annotated[str, typer.Argument(metavar="USER", help="A user's id, as tokens have it in `sub`.")]
@@ -24,7 +27,7 @@ User = Annotated[str, typer.Argument(metavar="USER", help="A user's id, as token
 
 @app.command("list")
 def list_(*, as_json: Json = False, ndjson: Ndjson = False, quiet: Quiet = False) -> None:
-    """List everybody: id, tasks, those pending, those in the trash, last change. Reads all tasks."""
+    """List everybody: id, tasks, those pending, those in the trash, last change, bytes. Reads all tasks."""
     from taskctl.server import users
 
     how = output.form(as_json=as_json, ndjson=ndjson, quiet=quiet)
@@ -34,7 +37,7 @@ def list_(*, as_json: Json = False, ndjson: Ndjson = False, quiet: Quiet = False
             output.print_json(output.compact(list(rows)))
             return
         if how is Form.TERMINAL:
-            typer.echo(_LINE.format("Tasks", "Pending", "Trash", "Changed", "User"))
+            typer.echo(_LINE.format("Tasks", "Pending", "Trash", "Bytes", "Changed", "User"))
         for row in rows:
             user, changed = output.escaped(row["user_id"]), row["changed_at"] or ""
             counts = (row["tasks"], row["pending"], row["trash"])
@@ -43,9 +46,9 @@ def list_(*, as_json: Json = False, ndjson: Ndjson = False, quiet: Quiet = False
             elif how is Form.IDS:
                 typer.echo(user)
             elif how is Form.TERMINAL:
-                typer.echo(_LINE.format(*counts, output.local_time(changed), user))
+                typer.echo(_LINE.format(*counts, row["bytes"], output.local_time(changed), user))
             else:
-                typer.echo("\t".join(map(str, (user, *counts, changed))))
+                typer.echo("\t".join(map(str, (user, *counts, changed, row["bytes"]))))
 
 
 @app.command()
@@ -78,7 +81,6 @@ def erase(
 
     Backups still have it. Asks in a terminal; in a pipe it needs --yes.
     """
-    from taskctl.errors import UsageInvalid
     from taskctl.server import users
 
     if not yes:
@@ -94,6 +96,66 @@ def erase(
     else:
         told = ", ".join(f"{count} of {table}" for table, count in rows.items())
         typer.echo(f"Erased {output.escaped(user)}: {told}; nothing is left.")
+
+
+@app.command()
+def quota(
+    user: User,
+    *,
+    tasks: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBER", help="Tasks outside the trash: a number, `none` or `default`."),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--bytes", metavar="SIZE", help="Of their texts: such as 50MiB, `none` or `default`."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show how much a person has and may have, or let them have more or less than all people.
+
+    What all people may have is TASKCTL_QUOTA_TASKS and TASKCTL_QUOTA_BYTES. A person who has more already
+    loses nothing, but cannot add to it.
+    """
+    from taskctl.server import users
+
+    quotas = {}
+    if tasks is not None:
+        quotas["tasks"] = _limit("--tasks", tasks, _number)
+    if size is not None:
+        quotas["bytes"] = _limit("--bytes", size, quantities.size)
+    with database() as settings:
+        if quotas:
+            users.set_quotas(settings, user, quotas)
+        figures = users.usage(settings, user)
+    if as_json:
+        output.print_json(output.compact({"user_id": user, **figures}))
+        return
+    for of in ("tasks", "bytes"):
+        most = figures[f"quota_{of}"]
+        typer.echo(f"{of}\t{figures[of]}\t{'no limit' if most is None else most}")
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError("not a whole number")
+    return int(text)
+
+
+def _limit(option: str, text: str, read: "Callable[[str], int]") -> int | None:
+    """A quota as it is stored.
+
+    Raises:
+        UsageInvalid: it is none.
+    """
+    if text in {"none", "default"}:
+        return 0 if text == "none" else None
+    try:
+        if 0 < (limit := read(text)) <= QUOTA_MAX:
+            return limit
+    except ValueError:
+        pass
+    raise UsageInvalid(f"{option} takes `none`, `default` or a number from 1, not {output.escaped(text)}.")
 
 
 @contextlib.contextmanager

@@ -3,15 +3,17 @@
 It first locks the user's account, which every writer of their tasks changes before it changes a task. So from
 there on nobody else writes, and the tasks, which are locked after it, are seen as they are and not as they
 were when the statement began. Then it judges each operation by that state, so that none sees what another
-one does, and changes everything or, for one of three reasons, nothing:
+one does, and changes everything or, for one of four reasons, nothing:
 
 - an operation is refused, and it is all or nothing;
 - a task that recurs would be completed: the answer has these tasks, and the statement is run again with what
   follows each of them at its version;
+- there is a quota, and the account is not counted (`queries.COUNT_USAGE` mends that);
 - another statement has made a row since this one began, which it could not see and makes again: a task of the
   same key, the answer to the same request, the account. That is `Contended`: run it again.
 
-Ids and the numbers of changes are given out in the order of the operations.
+Ids and the numbers of changes are given out in the order of the operations. In that order, too, they use up
+what a quota leaves; one that is refused for it counts for those that follow.
 """
 
 import dataclasses
@@ -19,7 +21,17 @@ import json
 import re
 
 from taskctl import errors
-from taskctl.server.queries import COLUMNS, CONTENT, TASK_JSON, Statement, log_of, wire_time
+from taskctl.server.queries import (
+    COLUMNS,
+    CONTENT,
+    SIZED,
+    TASK_JSON,
+    Statement,
+    exceeds,
+    log_of,
+    octets,
+    wire_time,
+)
 
 _PARAMETER = re.compile(r"%\((\w+)\)s::(\w+)")
 
@@ -48,7 +60,10 @@ _RECURS = f"""(
     AND {_NEW["recurrence"]} IS NOT NULL
 )"""
 
-_REFUSED = "('absent', 'stale', 'reused', 'undated', 'invalid')"
+_FULL = "('tasks', 'bytes')"
+"""What an operation is that a quota leaves no room for."""
+
+_REFUSED = "('absent', 'stale', 'reused', 'undated', 'invalid', 'tasks', 'bytes')"
 """What an operation can be that is not done."""
 
 
@@ -85,6 +100,7 @@ _RESULT = f"""CASE
     WHEN p.state = 'absent' THEN {_problem(errors.TaskNotFound)}
     WHEN p.state = 'stale' THEN {_problem(errors.VersionConflict, current_version="p.version")}
     WHEN p.state = 'reused' THEN {_problem(errors.IdempotencyKeyReused)}
+    WHEN p.state IN {_FULL} THEN {_problem(errors.QuotaExceeded, quota="to_json(p.state)")}
     WHEN p.state = 'undated' THEN p.undated
     ELSE p.answer
 END"""
@@ -106,7 +122,7 @@ BULK = Statement(
         WHERE NOT EXISTS (SELECT FROM earlier)
         WINDOW same_key AS (PARTITION BY coalesce(o.key, ' ' || o.position) ORDER BY o.position)
     ), locked AS MATERIALIZED (
-        SELECT last_task_id, last_change FROM account
+        SELECT last_task_id, last_change, counted, tasks, bytes, quota_tasks, quota_bytes FROM account
         WHERE user_id = %(user_id)s AND NOT EXISTS (SELECT FROM earlier)
         FOR UPDATE
     ), found AS MATERIALIZED (
@@ -122,7 +138,8 @@ BULK = Statement(
         SELECT * FROM found UNION ALL SELECT * FROM keyed
     ), judged AS MATERIALIZED (
         SELECT o.position, o.op, o.first, o.key, o.digest, o.undated, o.answer, o.next_due_at,
-               o.next_recurrence, b.id, b.version,
+               o.next_recurrence, b.id, b.version, b.deleted_at IS NOT NULL AS trashed,
+               {octets({column: f"b.{column}" for column in SIZED})} AS old_bytes,
                {", ".join(f"{value} AS {column}" for column, value in _NEW.items())},
                CASE WHEN {_RECURS} THEN coalesce(o.follows, 0) ELSE 0 END AS follows,
                CASE
@@ -139,29 +156,61 @@ BULK = Statement(
                    WHEN {_NEW["recurrence"]} IS NOT NULL AND {_NEW["due_at"]} IS NULL THEN 'undated'
                    WHEN {_RECURS} AND o.bound IS DISTINCT FROM b.version THEN 'recurs'
                    ELSE 'changed'
-               END AS state
+               END AS claim
         FROM operation AS o LEFT JOIN before AS b ON b.position = o.position
+    ), weighed AS MATERIALIZED (
+        SELECT *, sum(more_tasks) OVER so_far AS all_tasks, sum(more_bytes) OVER so_far AS all_bytes
+        FROM judged CROSS JOIN LATERAL (
+            SELECT CASE
+                       WHEN claim NOT IN ('made', 'changed') THEN 0
+                       WHEN op = 'delete' THEN -1
+                       WHEN claim = 'made' OR trashed THEN 1
+                       ELSE follows
+                   END AS more_tasks,
+                   CASE
+                       WHEN claim NOT IN ('made', 'changed') THEN 0
+                       WHEN op = 'delete' THEN -old_bytes
+                       WHEN claim = 'made' OR trashed THEN {octets()}
+                       ELSE {octets()} - old_bytes + follows * {octets({"recurrence": "next_recurrence"})}
+                   END AS more_bytes
+        ) AS growth
+        WINDOW so_far AS (ORDER BY position)
+    ), fitted AS MATERIALIZED (
+        SELECT o.*, CASE
+                   WHEN o.claim NOT IN ('made', 'copied', 'changed') THEN o.claim
+                   WHEN {exceeds("tasks", "f.more_tasks", "f.all_tasks")} THEN 'tasks'
+                   WHEN {exceeds("bytes", "f.more_bytes", "f.all_bytes")} THEN 'bytes'
+                   ELSE o.claim
+               END AS state
+        FROM weighed AS o JOIN weighed AS f ON f.position = o.first LEFT JOIN locked AS a ON true
     ), verdict AS MATERIALIZED (
-        SELECT %(atomic)s::boolean AND bool_or(state IN {_REFUSED}) AS refused,
+        SELECT bool_or(state IN {_FULL}) AND EXISTS (
+                   SELECT FROM locked WHERE counted <> last_change
+               ) AS uncounted,
+               %(atomic)s::boolean AND bool_or(state IN {_REFUSED}) AS refused,
                bool_or(state = 'recurs') AS recurs
-        FROM judged
+        FROM fitted
     ), numbered AS MATERIALIZED (
         SELECT *, coalesce((SELECT last_task_id FROM locked), 0)
                       + sum((state = 'made')::int + follows) OVER so_far AS new_id,
                coalesce((SELECT last_change FROM locked), 0) + sum(1 + follows) OVER so_far - follows
                    AS number
-        FROM judged
-        WHERE state IN ('made', 'changed') AND (SELECT NOT refused AND NOT recurs FROM verdict)
+        FROM fitted
+        WHERE state IN ('made', 'changed')
+              AND (SELECT NOT uncounted AND NOT refused AND NOT recurs FROM verdict)
         WINDOW so_far AS (ORDER BY position)
     ), taken AS MATERIALIZED (
-        SELECT max(new_id) AS last_task_id, max(number + follows) AS last_change
+        SELECT max(new_id) AS last_task_id, max(number + follows) AS last_change,
+               sum(1 + follows) AS changes, sum(more_tasks) AS more_tasks, sum(more_bytes) AS more_bytes
         FROM numbered HAVING count(*) > 0
     ), counted AS (
-        UPDATE account AS a SET last_task_id = taken.last_task_id, last_change = taken.last_change
+        UPDATE account AS a
+        SET last_task_id = taken.last_task_id, last_change = taken.last_change,
+            counted = a.counted + changes, tasks = a.tasks + more_tasks, bytes = a.bytes + more_bytes
         FROM taken WHERE a.user_id = %(user_id)s
     ), opened AS (
-        INSERT INTO account (user_id, last_task_id, last_change)
-        SELECT %(user_id)s::text, last_task_id, last_change FROM taken
+        INSERT INTO account (user_id, last_task_id, last_change, counted, tasks, bytes)
+        SELECT %(user_id)s::text, last_task_id, last_change, last_change, more_tasks, more_bytes FROM taken
         WHERE NOT EXISTS (SELECT FROM locked)
     ), made AS (
         INSERT INTO task (user_id, id, {", ".join(CONTENT)}, completed_at, version,
@@ -200,23 +249,26 @@ BULK = Statement(
         SELECT position, body FROM told
         UNION ALL
         SELECT position, {TASK_JSON} FROM (
-            SELECT before.* FROM before JOIN judged USING (position)
+            SELECT before.* FROM before JOIN fitted USING (position)
             WHERE state IN ('same', 'replayed', 'recurs')
         ) AS row
     ), answered AS MATERIALIZED (
         SELECT string_agg({_RESULT}, ',' ORDER BY p.position) AS results,
                string_agg('{{"position":' || p.position || ',"version":' || p.version || ',"task":' || s.body
                           || '}}', ',') FILTER (WHERE p.state = 'recurs') AS recurring
-        FROM verdict AS v CROSS JOIN judged AS p
+        FROM verdict AS v CROSS JOIN fitted AS p
         LEFT JOIN shown AS s ON s.position = CASE WHEN p.state = 'copied' THEN p.first ELSE p.position END
     ), kept AS (
         INSERT INTO bulk (user_id, key, digest, answer)
         SELECT %(user_id)s::text, %(key)s::text, %(digest)s::bytea, results FROM answered, verdict
-        WHERE %(key)s::text IS NOT NULL AND NOT refused AND NOT recurs
+        WHERE %(key)s::text IS NOT NULL AND NOT uncounted AND NOT refused AND NOT recurs
     )
     SELECT CASE WHEN digest = %(digest)s::bytea THEN 'replayed' ELSE 'reused' END, answer, NULL FROM earlier
     UNION ALL
-    SELECT CASE WHEN refused THEN 'refused' WHEN recurs THEN 'recurring' ELSE 'done' END,
+    SELECT CASE
+               WHEN uncounted THEN 'uncounted' WHEN refused THEN 'refused' WHEN recurs THEN 'recurring'
+               ELSE 'done'
+           END,
            CASE WHEN recurs AND NOT refused THEN recurring ELSE results END, {wire_time("now()")}
     FROM answered, verdict WHERE NOT EXISTS (SELECT FROM earlier)
     """,

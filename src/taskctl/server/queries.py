@@ -4,10 +4,8 @@ Each is complete by itself: one statement, in autocommit, bound to one user, so 
 behind a transaction-mode pooler, and routed to one shard where the tables are distributed. PostgreSQL makes
 the JSON that goes over the wire. Time is the database's (`now()`).
 
-A change says in the same statement why it changed nothing: no row means that there is no such task,
-`matched` is false when the task's version is not among `versions`, and null when there is something to
-change that this statement did not: the task has become so while it waited for a concurrent change (run it
-again), or it recurs and would be completed (run the statement for that, which also needs what follows).
+A change says in the same statement why it changed nothing: no row means that there is no such task, else the
+first column is one of the states of `CHANGE_TASK`.
 """
 
 from collections.abc import Mapping
@@ -99,10 +97,40 @@ def log_of(rows: str, kind: str) -> str:
     """
 
 
+SIZED = ("title", "description", "tags", "project", "recurrence", "extra")
+"""The columns that a user's quota of bytes is about."""
+
+
+def octets(columns: Mapping[str, str] | None = None) -> str:
+    """How many bytes a task's texts take in UTF-8; `columns`: expressions for those not the row's own."""
+    values = {column: column for column in SIZED} | dict(columns or {})
+    values["tags"] = f"array_to_string({values['tags']}, ' ')"
+    return f"({' + '.join(f'coalesce(octet_length({values[column]}), 0)' for column in SIZED)})"
+
+
+def _quota(of: str) -> str:
+    return f"nullif(coalesce(a.quota_{of}, %(quota_{of})s::bigint), 0)"
+
+
+def exceeds(of: str, growth: str, total: str | None = None) -> str:
+    """Whether the account `a` has no room for so many more `tasks` or `bytes`; what does not grow fits.
+
+    True as well where there is a quota and the account is not counted: `COUNT_USAGE` mends that.
+
+    Args:
+        of: what is limited, by the account or else by the parameters `quota_tasks` and `quota_bytes`.
+        growth: an expression for how much more it is.
+        total: together with what else is done at once.
+    """
+    return (
+        f"({growth} > 0 AND {_quota(of)} IS NOT NULL AND"
+        f" (a.counted <> a.last_change OR coalesce(a.{of}, 0) + {total or growth} > {_quota(of)}))"
+    )
+
+
 # The first create of a user makes the account, every later one takes its next numbers. A repeated create
 # finds the task of its key in `existing`. Of several at the same moment, those that lose the race see no
-# row yet in `existing`; the conflict clause then hands them the winner's row, and the numbers they took
-# remain a gap.
+# row yet in `existing`; the unique key then fails them, and when they are run again they find it.
 CREATE_TASK = Statement(
     "create_task",
     f"""
@@ -110,22 +138,24 @@ CREATE_TASK = Statement(
         SELECT {COLUMNS}, idempotency_digest
         FROM task WHERE user_id = %(user_id)s AND idempotency_key = %(key)s::text
     ), next AS (
-        INSERT INTO account AS a (user_id, last_task_id, last_change)
-        SELECT %(user_id)s::text, 1, 1 WHERE NOT EXISTS (SELECT FROM existing)
+        INSERT INTO account AS a (user_id, last_task_id, last_change, counted, tasks, bytes)
+        SELECT %(user_id)s::text, 1, 1, 1, 1, {octets(CONTENT)}
+        WHERE NOT EXISTS (SELECT FROM existing)
+              AND coalesce({octets(CONTENT)} <= nullif(%(quota_bytes)s::bigint, 0), true)
         ON CONFLICT (user_id) DO UPDATE
-        SET last_task_id = a.last_task_id + 1, last_change = a.last_change + 1
+        SET last_task_id = a.last_task_id + 1, last_change = a.last_change + 1, counted = a.counted + 1,
+            tasks = a.tasks + 1, bytes = a.bytes + excluded.bytes
+        WHERE NOT {exceeds("tasks", "1")} AND NOT {exceeds("bytes", "excluded.bytes")}
         RETURNING last_task_id, last_change
     ), made AS (
-        INSERT INTO task AS t (user_id, id, {", ".join(CONTENT)}, completed_at, version,
-                               idempotency_key, idempotency_digest)
+        INSERT INTO task (user_id, id, {", ".join(CONTENT)}, completed_at, version,
+                          idempotency_key, idempotency_digest)
         SELECT %(user_id)s::text, last_task_id, {", ".join(CONTENT.values())},
                CASE WHEN %(completed)s::boolean THEN now() END, 1, %(key)s::text, %(digest)s::bytea
         FROM next
-        ON CONFLICT (user_id, idempotency_key) WHERE idempotency_key IS NOT NULL
-        DO UPDATE SET idempotency_key = excluded.idempotency_key
         RETURNING {COLUMNS}, idempotency_digest
     ), result AS (
-        SELECT id <> last_task_id AS replayed, last_change AS number, {TASK_JSON} AS body, made.*
+        SELECT false AS replayed, last_change AS number, {TASK_JSON} AS body, made.*
         FROM made, next
         UNION ALL
         SELECT true, NULL, {TASK_JSON}, existing.* FROM existing
@@ -137,7 +167,10 @@ CREATE_TASK = Statement(
     """,
     repeatable=True,
 )
-"""-> replayed, same content, id, version, JSON."""
+"""-> replayed, same content, id, version, JSON; no row where a quota leaves no room.
+
+Raises Contended where another create with the same key came first.
+"""
 
 # The moment is picked from an array, as Citus refuses now() within CASE.
 _COMPLETED_AT = """(ARRAY[completed_at, now()])[CASE
@@ -152,15 +185,14 @@ def _change(
     *,
     also: str = "",
     live: str = "deleted_at IS NULL",
+    tasks: int = 0,
     repeatable: bool = True,
 ) -> tuple[Statement, Statement]:
     """A change of one task, and the same for one that recurs and is completed by it.
 
-    The account's row is changed before the task's, whose numbers are so given out in the order of the
-    commits; nothing is locked where there seems to be nothing to change. `changed` is the ordinary case.
-    Only when it changed nothing is the row looked at again, under a lock that follows it to its newest
-    version: what a concurrent change has left there decides between a stale version, a change that changes
-    nothing, and one that must be made after all.
+    The account is locked before the task, as everything does that writes: from there on the user's tasks stay
+    as they are, and the task is seen as that and not as it was when the statement began. So what is judged is
+    what is changed, what is counted is exact, and numbers are given out in the order of the commits.
 
     Args:
         name: the statement's.
@@ -168,6 +200,7 @@ def _change(
         kind: an expression, the change's type.
         also: more assignments, for columns that are no part of the task.
         live: which rows are there to be changed.
+        tasks: how many more tasks there are afterwards outside the trash.
         repeatable: as in `Statement`.
     """
     differs = f"({', '.join(written)}) IS DISTINCT FROM ({', '.join(written.values())})"
@@ -181,34 +214,57 @@ def _change(
             f" AND {written.get('recurrence', 'recurrence')} IS NOT NULL)"
         )
     target = f"user_id = %(user_id)s AND id = %(id)s AND {live}"
+    size = f"{tasks} * {octets()}" if tasks else "0"
+    if written.keys() & set(SIZED):
+        size = f"{octets(written)} - {octets()}"
 
     def statement(*, recurring: bool) -> str:
-        condition = f"{target} AND {_MATCHED} AND {differs} AND {'' if recurring else 'NOT '}{recurs}"
-        more = "last_task_id = last_task_id + %(follows)s::int," if recurring else ""
-        next_id = f"next_id = CASE WHEN {_FOLLOWS} THEN last_task_id END," if recurring else ""
+        follows = "%(follows)s::int" if recurring else "0"
+        more, next_id, successor = "", "", ""
+        if recurring:
+            recurs_not, successor = "", _SUCCESSOR
+            more = f" + {follows} * {octets({**written, 'recurrence': _NEXT_RECURRENCE})}"
+            next_id = "next_id = CASE WHEN %(follows)s::int = 1 THEN new_task_id END,"
+        else:
+            recurs_not = f"WHEN {recurs} THEN 'recurs'"
         return f"""
-    WITH counted AS (
-        UPDATE account SET {more} last_change = last_change + {"1 + %(follows)s::int" if recurring else "1"}
-        WHERE user_id = %(user_id)s AND EXISTS (SELECT FROM task WHERE {condition})
-        RETURNING last_task_id, last_change
+    WITH a AS MATERIALIZED (
+        SELECT last_task_id, last_change, counted, tasks, bytes, quota_tasks, quota_bytes
+        FROM account WHERE user_id = %(user_id)s AND EXISTS (SELECT FROM task WHERE {target})
+        FOR UPDATE
+    ), before AS MATERIALIZED (
+        SELECT {COLUMNS} FROM task WHERE {target} AND EXISTS (SELECT FROM a) FOR UPDATE
+    ), judged AS MATERIALIZED (
+        SELECT CASE
+                   WHEN NOT {_MATCHED} THEN 'stale'
+                   WHEN NOT {differs} THEN 'same'
+                   {recurs_not}
+                   WHEN {exceeds("tasks", "more_tasks")} THEN 'tasks'
+                   WHEN {exceeds("bytes", "more_bytes")} THEN 'bytes'
+                   ELSE 'changed'
+               END AS state,
+               last_task_id + 1 AS new_task_id, last_change + 1 AS number, more_tasks, more_bytes
+        FROM before CROSS JOIN a CROSS JOIN LATERAL (
+            SELECT {tasks} + {follows} AS more_tasks, {size}{more} AS more_bytes
+        ) AS growth
+    ), counted AS (
+        UPDATE account
+        SET last_task_id = last_task_id + {follows}, last_change = last_change + 1 + {follows},
+            counted = counted + 1 + {follows}, tasks = tasks + more_tasks, bytes = bytes + more_bytes
+        FROM judged WHERE user_id = %(user_id)s AND state = 'changed'
     ), changed AS (
         UPDATE task SET {assignments}, {also} {next_id} version = version + 1, updated_at = now()
-        FROM counted WHERE {condition}
-        RETURNING {COLUMNS}, {"last_change - %(follows)s::int" if recurring else "last_change"} AS number
+        FROM judged WHERE {target} AND state = 'changed'
+        RETURNING {COLUMNS}, number
     ), told AS (
         SELECT {TASK_JSON} AS body, changed.* FROM changed
     ), logged AS (
         {log_of("told", kind)}
-    ), {_SUCCESSOR if recurring else ""} unchanged AS (
-        SELECT {COLUMNS} FROM task
-        WHERE {target} AND NOT EXISTS (SELECT FROM changed)
-        FOR UPDATE
-    )
-    SELECT true, version, body::text, NULL FROM told
+    ){successor}
+    SELECT 'changed', version, body::text, NULL FROM told
     UNION ALL
-    SELECT CASE WHEN NOT {_MATCHED} THEN false WHEN NOT {differs} THEN true END, version,
-           {TASK_JSON}::text, {wire_time("now()")}
-    FROM unchanged
+    SELECT state, version, {TASK_JSON}::text, {wire_time("now()")}
+    FROM before, judged WHERE state <> 'changed'
     """
 
     return (
@@ -219,20 +275,20 @@ def _change(
 
 _SENT = "string_to_array(%(sent)s::text, ' ')"
 
-_FOLLOWS = "%(follows)s::int = 1"
+_NEXT_RECURRENCE = "%(next_recurrence)s::text"
 
 # A copy of what the completed task has become, as a new one.
-_SUCCESSOR = f"""successor AS (
-        INSERT INTO task AS t (user_id, id, {", ".join(CONTENT)}, version)
+_SUCCESSOR = f""", successor AS (
+        INSERT INTO task (user_id, id, {", ".join(CONTENT)}, version)
         SELECT user_id, next_id, title, description, %(next_due_at)s::timestamptz, due_all_day, priority,
-               tags, project, %(next_recurrence)s::text, time_zone, extra, false, 1
-        FROM changed WHERE {_FOLLOWS}
+               tags, project, {_NEXT_RECURRENCE}, time_zone, extra, false, 1
+        FROM changed WHERE %(follows)s::int = 1
         RETURNING {COLUMNS}
     ), successor_told AS (
-        SELECT {TASK_JSON} AS body, last_change AS number, successor.* FROM successor, counted
+        SELECT {TASK_JSON} AS body, number + 1 AS number, successor.* FROM successor, judged
     ), successor_logged AS (
         {log_of("successor_told", "'created'")}
-    ),"""
+    )"""
 
 CHANGE_TASK, CHANGE_RECURRING = _change(
     "change_task",
@@ -242,26 +298,64 @@ CHANGE_TASK, CHANGE_RECURRING = _change(
     },
     "'changed'",
 )
-"""Changes the columns that `sent` names, with spaces between. -> as for the next."""
+"""Changes the columns that `sent` names, with spaces between.
+
+-> state, version, JSON, and where nothing was changed the time. The states, each with the task as it is:
+
+- `changed`.
+- `same`: it was so already.
+- `stale`: its version is not among `versions`.
+- `recurs`: it would be completed, and the statement for that needs what follows it.
+- `tasks`, `bytes`: the quota of these leaves no room, or the account is not counted (`COUNT_USAGE`).
+"""
 
 COMPLETE_TASK, COMPLETE_RECURRING = _change(
     "complete_task",
     {"completed": "%(completed)s::boolean"},
     "CASE WHEN completed THEN 'completed' ELSE 'reopened' END",
 )
-"""-> matched, version, JSON, the time where nothing was changed."""
+"""-> as `CHANGE_TASK`."""
 
 DELETE_TASK, _ = _change(
     "delete_task",
     {"deleted_at": "now()"},
     "'deleted'",
     also="idempotency_key = NULL, idempotency_digest = NULL,",
+    tasks=-1,
     repeatable=False,
 )
-"""Puts a task into the trash, whose key is then free for another. -> matched, version, JSON."""
+"""Puts a task into the trash, whose key is then free for another. -> as `CHANGE_TASK`."""
 
-RESTORE_TASK, _ = _change("restore_task", {"deleted_at": "NULL::timestamptz"}, "'restored'", live="true")
-"""Takes a task out of the trash. -> matched, version, JSON."""
+RESTORE_TASK, _ = _change(
+    "restore_task", {"deleted_at": "NULL::timestamptz"}, "'restored'", live="true", tasks=1
+)
+"""Takes a task out of the trash. -> as `CHANGE_TASK`."""
+
+COUNT_USAGE = Statement(
+    "count_usage",
+    f"""
+    WITH a AS MATERIALIZED (
+        SELECT last_change, counted <> last_change AS stale, tasks, bytes,
+               {_quota("tasks")} AS quota_tasks, {_quota("bytes")} AS quota_bytes
+        FROM account AS a WHERE user_id = %(user_id)s
+    ), found AS MATERIALIZED (
+        SELECT count(*) AS tasks, coalesce(sum({octets()}), 0) AS bytes
+        FROM task
+        WHERE user_id = %(user_id)s AND deleted_at IS NULL AND EXISTS (SELECT FROM a WHERE stale)
+    ), counted AS (
+        UPDATE account SET tasks = found.tasks, bytes = found.bytes, counted = a.last_change
+        FROM a, found
+        WHERE account.user_id = %(user_id)s AND account.last_change = a.last_change AND stale
+    )
+    SELECT stale, tasks, bytes, quota_tasks, quota_bytes FROM a
+    """,
+    repeatable=True,
+)
+"""Counts a user's tasks where something has written that does not count.
+
+-> whether that was so; else how many tasks there are, how many bytes, and the quotas of both, null where
+there is none. No row where there is no account. What is written meanwhile leaves it to be done another time.
+"""
 
 
 CHANGE_SEPARATOR = b"\x1e"

@@ -71,7 +71,7 @@ def _sorted(name: str, *key: Any) -> Index:
 
 
 class AccountRow(SQLModel, table=True):
-    """Hands out the numbers of a user's tasks and changes; made by the first task and never deleted."""
+    """Hands out the numbers of a user's tasks and changes, and counts the tasks outside the trash."""
 
     __tablename__ = "account"
     metadata = metadata
@@ -79,12 +79,22 @@ class AccountRow(SQLModel, table=True):
         CheckConstraint(f"char_length(user_id) BETWEEN 1 AND {USER_ID_MAX}", name="user_id_length"),
         CheckConstraint("last_task_id >= 0", name="last_task_id_positive"),
         CheckConstraint("last_change >= 0", name="last_change_positive"),
+        CheckConstraint("quota_tasks >= 0", name="quota_tasks_positive"),
+        CheckConstraint("quota_bytes >= 0", name="quota_bytes_positive"),
     )
 
     user_id: str = _column(Text, primary_key=True)
     last_task_id: int = _column(BigInteger, nullable=False)
     created_at: datetime = _now()
     last_change: int = _column(BigInteger, nullable=False, server_default=text("0"))
+    tasks: int = _column(BigInteger, nullable=False, server_default=text("0"))
+    bytes: int = _column(BigInteger, nullable=False, server_default=text("0"))
+    """Of their texts, as `queries.octets` has it."""
+    counted: int = _column(BigInteger, nullable=False, server_default=text("-1"))
+    """Tasks and bytes are right where this is `last_change`."""
+    quota_tasks: int | None = _column(BigInteger)
+    """How many tasks this user may have; null for what all may, 0 for as many as they like."""
+    quota_bytes: int | None = _column(BigInteger)
 
 
 class TaskRow(TaskFields, SQLModel, table=True):

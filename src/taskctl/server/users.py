@@ -1,11 +1,11 @@
-"""What an owner may ask an operator for: who is there, all data about one person, and none of it any more.
+"""What an operator does about people: who is there, all of one, none of it any more, how much one may have.
 
 The tables are not listed here: whatever has a `user_id` holds a person's data, in this release or the next.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, LiteralString
 
 import psycopg
@@ -14,6 +14,7 @@ from psycopg import sql
 from taskctl.config import ServerSettings
 from taskctl.errors import UserNotFound
 from taskctl.server import migrations
+from taskctl.server.queries import COUNT_USAGE, octets
 
 _BATCH = 500
 """Rows that are fetched at a time, so that an export's size is no matter of memory."""
@@ -26,20 +27,32 @@ ORDER BY c.relname <> 'account', c.relname
 """
 """The account first: its row is what a user's writes wait for."""
 
-_LIST = """
+_LIST = f"""
 SELECT json_build_object(
     'user_id', a.user_id, 'tasks', count(t.id) FILTER (WHERE t.deleted_at IS NULL),
     'pending', count(t.id) FILTER (WHERE t.deleted_at IS NULL AND NOT t.completed),
-    'trash', count(t.deleted_at), 'created_at', a.created_at, 'changed_at', max(t.updated_at)
+    'trash', count(t.deleted_at),
+    'bytes', coalesce(sum({octets()}) FILTER (WHERE t.deleted_at IS NULL), 0),
+    'quota_tasks', a.quota_tasks, 'quota_bytes', a.quota_bytes,
+    'created_at', a.created_at, 'changed_at', max(t.updated_at)
 )::text
 FROM account AS a LEFT JOIN task AS t ON t.user_id = a.user_id
-GROUP BY a.user_id, a.created_at ORDER BY a.user_id
+GROUP BY a.user_id ORDER BY a.user_id
+"""  # noqa: S608 - constants
+
+_SET_QUOTAS = """
+INSERT INTO account AS a (user_id, last_task_id, last_change, counted, quota_tasks, quota_bytes)
+VALUES (%(user_id)s, 0, 0, 0, %(tasks)s, %(bytes)s)
+ON CONFLICT (user_id) DO UPDATE
+SET quota_tasks = CASE WHEN %(set_tasks)s THEN excluded.quota_tasks ELSE a.quota_tasks END,
+    quota_bytes = CASE WHEN %(set_bytes)s THEN excluded.quota_bytes ELSE a.quota_bytes END
 """
 
 
 def list_users(settings: ServerSettings) -> Iterator[dict[str, Any]]:
     """Everybody who has or had tasks: how many, how many pending, how many in the trash, and since when.
 
+    With the bytes of their texts, and quotas of their own: None where all people's are theirs, 0 for none.
     Reads all tasks. Raises DatabaseUnavailable where there is none.
     """
     with migrations.session(settings) as connection, connection.cursor("users") as cursor:
@@ -102,6 +115,49 @@ def erase(settings: ServerSettings, user_id: str) -> dict[str, int]:
     if not any(rows.values()):
         raise UserNotFound(_nothing(user_id))
     return rows
+
+
+def set_quotas(settings: ServerSettings, user_id: str, quotas: Mapping[str, int | None]) -> None:
+    """Let a person have more or less than all people may, from their next request on.
+
+    Args:
+        settings: where the database is.
+        user_id: who; they need not have any tasks yet.
+        quotas: of `tasks` and `bytes`, what is to change: 0 for no limit, None for what all people may have.
+
+    Raises:
+        DatabaseUnavailable: the database cannot be reached.
+    """
+    with migrations.session(settings) as connection:
+        connection.execute(
+            _SET_QUOTAS,
+            {
+                "user_id": user_id,
+                **{of: quotas.get(of) for of in ("tasks", "bytes")},
+                **{f"set_{of}": of in quotas for of in ("tasks", "bytes")},
+            },
+        )
+
+
+def usage(settings: ServerSettings, user_id: str) -> dict[str, int | None]:
+    """How many `tasks` and `bytes` a person has, and `quota_tasks` and `quota_bytes`, None for no limit.
+
+    Raises:
+        UserNotFound: there is nothing.
+        DatabaseUnavailable: the database cannot be reached.
+    """
+    parameters = {
+        "user_id": user_id,
+        "quota_tasks": settings.quota_tasks,
+        "quota_bytes": settings.quota_bytes,
+    }
+    with migrations.session(settings) as connection:
+        connection.autocommit = True
+        while row := connection.execute(COUNT_USAGE.sql, parameters).fetchone():
+            uncounted, *figures = row
+            if not uncounted:
+                return dict(zip(("tasks", "bytes", "quota_tasks", "quota_bytes"), figures, strict=True))
+    raise UserNotFound(_nothing(user_id))
 
 
 def _tables(connection: psycopg.Connection) -> list[str]:

@@ -20,6 +20,7 @@ from taskctl.errors import BulkRefused, IdempotencyKeyReused, MethodNotAllowed, 
 from taskctl.models import RECURRENCE_NEEDS_DUE, Problem, compact
 from taskctl.server.bulk import BULK, BULK_ONCE
 from taskctl.server.call import Call
+from taskctl.server.queries import COUNT_USAGE
 from taskctl.server.routes.tasks import (
     BEARER,
     BODY,
@@ -28,6 +29,7 @@ from taskctl.server.routes.tasks import (
     checked_key,
     digest,
     owner,
+    quotas,
     stored,
     successor,
 )
@@ -76,6 +78,7 @@ async def bulk(
     operations = {place: _sent(place, operation) for place, operation in body.placed}
     refused = {place: _refusal(place, wrong) for place, wrong in body.refused.items()}
     operations |= refused
+    limits = quotas(call)
     content = compact([body.model_dump_json(exclude_unset=True), list(refused.values())])
     for _ in range(TRIES):
         try:
@@ -84,6 +87,7 @@ async def bulk(
                 key=key,
                 digest=hashlib.sha256(content.encode()).digest(),
                 atomic=body.atomic,
+                **limits,
                 operations=compact(list(operations.values())),
             )
         except Contended:
@@ -93,8 +97,11 @@ async def bulk(
             changes = dict(body.placed)
             for each in json.loads(b"[%b]" % answer):
                 place = each["position"]
-                following = successor(each["task"], _changes(changes[place]), now) or {}
+                following = successor(each["task"], _changes(changes[place]), now)
                 operations[place] |= _json({"bound": each["version"], **following})
+            continue
+        if outcome == b"uncounted":
+            await call.fetch(COUNT_USAGE, **limits)
             continue
         if outcome == b"reused":
             raise IdempotencyKeyReused

@@ -13,7 +13,14 @@ from fastapi.security import HTTPBearer
 from psycopg.types.numeric import Int8
 from pydantic.json_schema import SkipJsonSchema
 
-from taskctl.errors import BadRequest, IdempotencyKeyReused, Overloaded, TaskNotFound, VersionConflict
+from taskctl.errors import (
+    BadRequest,
+    IdempotencyKeyReused,
+    Overloaded,
+    QuotaExceeded,
+    TaskNotFound,
+    VersionConflict,
+)
 from taskctl.models import (
     Completion,
     Problem,
@@ -26,7 +33,7 @@ from taskctl.models import (
 from taskctl.server import queries, recurrence
 from taskctl.server.call import Call, path_as_sent
 from taskctl.server.routing import JSON, MERGE_PATCH, RETRY_AFTER, TaskRoute
-from taskctl.server.sessions import Row
+from taskctl.server.sessions import Contended, Row
 from taskctl.vocabulary import API_PREFIX, IDEMPOTENCY_KEY_MAX, TASK_ID_MAX, Priority
 
 _CHALLENGE = {
@@ -42,7 +49,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         "description": "No token, or not one that this server accepts.",
         "headers": _CHALLENGE,
     },
-    403: {"model": Problem, "description": "Not your tasks, or a scope that does not allow this."},
+    403: {"model": Problem, "description": "Not your tasks, a scope that does not allow this, or no room."},
     422: {"model": Problem, "description": "Values or parameters that are not allowed."},
     429: {
         "model": Problem,
@@ -85,7 +92,7 @@ _PRIORITIES = list(Priority)
 _ALL = "title description due_at due_all_day priority tags project recurrence time_zone extra completed"
 
 TRIES = 100
-"""How often a change is run that meets concurrent changes of its task again and again."""
+"""How often a change is run that meets concurrent ones again and again."""
 
 _NO_DIGEST = b""
 """Stands where no client's key asks whether the content is the same."""
@@ -163,20 +170,29 @@ async def create_task(
 ) -> Response:
     """Create a task."""
     idempotency_key = checked_key(idempotency_key)
-    row = await call.fetch(
-        queries.CREATE_TASK,
+    parameters = {
         **stored(body),
+        **quotas(call),
         # Every create has a key, so that it can be run again when its connection was lost.
-        key=_internal_key() if idempotency_key is None else idempotency_key,
-        digest=_NO_DIGEST if idempotency_key is None else digest(body),
-    )
-    replayed, same_content, task_id, version, task = row or ()
-    if not same_content:
-        raise IdempotencyKeyReused
-    headers = {"Location": f"{path_as_sent(call.scope)}/{task_id}"}
-    if replayed and idempotency_key is not None:
-        headers["Idempotency-Replayed"] = "true"
-    return _json(task, version, status=201, headers=headers)
+        "key": _internal_key() if idempotency_key is None else idempotency_key,
+        "digest": _NO_DIGEST if idempotency_key is None else digest(body),
+    }
+    for _ in range(TRIES):
+        try:
+            row = await call.fetch(queries.CREATE_TASK, **parameters)
+        except Contended:
+            continue
+        if row is None:
+            await make_room(call)
+            continue
+        replayed, same_content, task_id, version, task = row
+        if not same_content:
+            raise IdempotencyKeyReused
+        headers = {"Location": f"{path_as_sent(call.scope)}/{task_id}"}
+        if replayed and idempotency_key is not None:
+            headers["Idempotency-Replayed"] = "true"
+        return _json(task, version, status=201, headers=headers)
+    raise Overloaded
 
 
 @router.get(
@@ -239,15 +255,14 @@ async def complete_task(
 )
 async def delete_task(call: Call, task_id: TaskId, if_match: IfMatch = None) -> Response:
     """Move a task to the trash, from where it can be restored until it is purged."""
-    await _write(call, queries.DELETE_TASK, task_id, if_match)
+    await _change(call, (queries.DELETE_TASK, None), task_id, if_match)
     return Response(status_code=204)
 
 
 @router.post("/tasks/{task_id}/restore", responses=_TASK | BAD | _ABSENT | _STALE)
 async def restore_task(call: Call, task_id: TaskId, if_match: IfMatch = None) -> Response:
     """Take a task out of the trash. A state: sent twice, it changes nothing."""
-    _, version, task, _ = await _write(call, queries.RESTORE_TASK, task_id, if_match)
-    return _json(task, version)
+    return await _change(call, (queries.RESTORE_TASK, None), task_id, if_match)
 
 
 _CHANGE = (queries.CHANGE_TASK, queries.CHANGE_RECURRING)
@@ -279,7 +294,7 @@ def _instant(due_at: date | datetime) -> datetime:
 
 async def _change(
     call: Call,
-    statements: tuple[queries.Statement, queries.Statement],
+    statements: tuple[queries.Statement, queries.Statement | None],
     task_id: int,
     if_match: str | None,
     **changes: Any,
@@ -290,30 +305,74 @@ async def _change(
     nothing; the second, bound to the version that was found, completes it and creates the one that follows.
     """
     ordinary, recurring = statements
-    versions = _versions(if_match)
-    parameters = {"id": Int8(task_id), "versions": versions, **changes}
+    parameters = {"id": Int8(task_id), "versions": _versions(if_match), **quotas(call), **changes}
     for _ in range(TRIES):
-        matched, version, task, now = _found(await call.fetch(ordinary, **parameters))
-        if matched is None:
+        state, version, task, now = _found(await call.fetch(ordinary, **parameters))
+        bound = False
+        if state == b"recurs" and recurring is not None:
             following = successor(json.loads(task), changes, now)
-            if following is not None:
-                bound = parameters | following | {"versions": [Int8(version)]}
-                matched, version, task, _ = _found(await call.fetch(recurring, **bound))
-                # Whoever came in between has made it another version: all over again.
-                matched = matched or None
-        if matched is not None:
-            return _json(task, _require(matched, version))
+            state, version, task, _ = _found(
+                await call.fetch(recurring, **parameters | following | {"versions": [Int8(version)]})
+            )
+            bound = True
+        if state in {b"tasks", b"bytes"}:
+            await make_room(call, state.decode())
+        elif state != b"stale":
+            return _json(task, version)
+        elif not bound:
+            raise VersionConflict(
+                f"The task is at version {version}, which is not what was asked for; read it again.",
+                current_version=version,
+            )
     raise Overloaded
 
 
-def successor(task: dict[str, Any], changes: dict[str, Any], now: bytes) -> dict[str, Any] | None:
-    """What follows a recurring task once it is completed; None where `task` is not about to be."""
-    sent = changes["sent"].split() if "sent" in changes else ("completed",)
+def quotas(call: Call) -> dict[str, Any]:
+    """How much of what a user may have, as parameters of the statements."""
+    settings = call.service.settings
+    return {"quota_tasks": Int8(settings.quota_tasks), "quota_bytes": Int8(settings.quota_bytes)}
+
+
+async def make_room(call: Call, of: str | None = None) -> None:
+    """Return where a change was refused for want of counting, and can be tried again.
+
+    Args:
+        call: the request.
+        of: the quota that left no room, `tasks` or `bytes`; None where it is not known.
+
+    Raises:
+        QuotaExceeded: the quota is used up.
+    """
+    row = await call.fetch(queries.COUNT_USAGE, **quotas(call))
+    recounted, tasks, size, most_tasks, most_bytes = row or (
+        False,
+        0,
+        0,
+        None,
+        call.service.settings.quota_bytes,
+    )
+    if recounted:
+        return
+    if of == "tasks" or (of is None and most_tasks is not None and tasks >= most_tasks):
+        raise QuotaExceeded(
+            f"You have {tasks} of the {most_tasks} tasks that you may have: delete some.",
+            quota="tasks",
+            used=tasks,
+            limit=most_tasks,
+        )
+    raise QuotaExceeded(
+        f"Your tasks take {size} of the {most_bytes} bytes that they may take: delete some.",
+        quota="bytes",
+        used=size,
+        limit=most_bytes,
+    )
+
+
+def successor(task: dict[str, Any], changes: dict[str, Any], now: bytes) -> dict[str, Any]:
+    """What follows a recurring task that `changes` complete, as parameters of the statement that does it."""
+    sent = changes["sent"].split() if "sent" in changes else ()
     after = {"recurrence": task["recurrence"], "time_zone": task["time_zone"], "due_at": task["due_at"]}
     after |= {name: changes[name] for name in after if name in sent}
-    completes = changes["completed"] if "completed" in sent else False
-    if task["completed"] or not completes or task["next_id"] is not None or after["recurrence"] is None:
-        return None
     due_at = after["due_at"]
     if due_at is None:  # which the database refuses
         return _NOTHING_FOLLOWS
@@ -327,26 +386,6 @@ def successor(task: dict[str, Any], changes: dict[str, Any], now: bytes) -> dict
         return _NOTHING_FOLLOWS
     next_due, next_rule = following
     return {"follows": 1, "next_due_at": _instant(next_due), "next_recurrence": next_rule}
-
-
-async def _write(call: Call, statement: queries.Statement, task_id: int, if_match: str | None) -> Row:
-    """Run a change until it was made or refused: again only after it met a concurrent one."""
-    parameters = {"id": Int8(task_id), "versions": _versions(if_match)}
-    for _ in range(TRIES):
-        row = _found(await call.fetch(statement, **parameters))
-        if row[0] is not None:
-            _require(row[0], row[1])
-            return row
-    raise Overloaded
-
-
-def _require(matched: bool, version: int) -> int:
-    if not matched:
-        raise VersionConflict(
-            f"The task is at version {version}, which is not what was asked for; read it again.",
-            current_version=version,
-        )
-    return version
 
 
 def _found(row: Row | None) -> Row:
