@@ -269,6 +269,15 @@ def test_bad_elements_are_refused_by_line(form):
     ]
 
 
+def test_characters_in_two_halves():
+    """Two halves of a character, as Taskwarrior 2 writes what it was given as JSON escapes, are one."""
+    halves = "\ud83c\udf89".encode("utf-8", "surrogatepass")
+    data = b'[{"description": "a %b"}, {"description": "%b %b"}]' % (halves, halves[:3], halves)
+    entries = read("taskwarrior", data)
+    assert [entry["title"] for entry in contents(entries)] == ["a \U0001f389"]
+    assert refusals(entries) == [(1, "not UTF-8: byte 0xed at character 18")]
+
+
 @pytest.mark.parametrize(
     ("data", "line", "reason"),
     [
@@ -432,6 +441,25 @@ def test_csv_from_a_spreadsheet(delimiter):
     ]
 
 
+def test_csv_as_people_fill_it_in():
+    """Capitals are read, due times without an offset in the person's zone, and a spreadsheet's language."""
+    data = (
+        "title,due_at,priority,completed\na,2026-11-30 17:00,High,\nb,2026-07-30T17:00:05,LOW,FALSCH\n"
+        "c,2026-02-30 17:00,,\nd,1.12.2026,,WAHR\ne,01.12.2026 09:30,,\nf,30.2.2026,,\ng,11/30/2026,,\n"
+    )
+    entries = read("csv", data)
+    assert contents(entries) == [
+        {"title": "a", "due_at": "2026-11-30T16:00:00.000000Z", "priority": "high"},
+        {"title": "b", "due_at": "2026-07-30T15:00:05.000000Z", "priority": "low"},
+        {"title": "d", "due_at": "2026-12-01", "completed": True},
+        {"title": "e", "due_at": "2026-12-01T08:30:00.000000Z"},
+    ]
+    assert refusals(entries) == [
+        (line, f"the due date '{cell}' is neither a date nor a time with its offset")
+        for line, cell in ((4, "2026-02-30 17:00"), (7, "2026-02-30"), (8, "11/30/2026"))
+    ]
+
+
 def test_csv_rows_that_are_refused():
     """Each broken row is refused with the line where it starts, and the others are read."""
     data = (
@@ -454,6 +482,8 @@ def test_csv_rows_that_are_refused():
     ("data", "reason"),
     [
         ("name\na\n", "the header names no column 'title'"),
+        ("title,priority\ra,high\r", "not CSV: its lines end in carriage returns alone"),
+        (f"title,{'x' * 140_000}\na,\n", "not CSV: field larger than field limit (131072)"),
         ("title\na\n".encode("utf-16"), "the file is in UTF-16; save it as UTF-8"),
     ],
 )
@@ -677,6 +707,89 @@ def test_what_travels_along_and_is_broken(carried):
     assert line.warnings[0] == "the value of taskctl: is broken"
 
 
+OUTLOOK = """\
+BEGIN:VCALENDAR
+BEGIN:VTIMEZONE
+TZID:W. Europe Standard Time
+BEGIN:STANDARD
+DTSTART:16010101T030000
+TZNAME:winter
+TZOFFSETFROM:+0200
+TZOFFSETTO:+0100
+RRULE:FREQ=YEARLY;BYDAY=-1SU;BYMONTH=10
+END:STANDARD
+BEGIN:DAYLIGHT
+DTSTART:16010101T020000
+TZOFFSETFROM:+0100
+TZOFFSETTO:+0200
+RRULE:FREQ=YEARLY;BYDAY=-1SU;BYMONTH=3
+END:DAYLIGHT
+END:VTIMEZONE
+BEGIN:VTIMEZONE
+TZID:Ours
+X-LIC-LOCATION:America/New_York
+END:VTIMEZONE
+BEGIN:VTIMEZONE
+TZID:Endless
+BEGIN:STANDARD
+DTSTART:16010101T000000
+TZOFFSETFROM:+0000
+TZOFFSETTO:+0000
+RRULE:FREQ=SECONDLY
+END:STANDARD
+END:VTIMEZONE
+BEGIN:VTIMEZONE
+TZID:Broken
+BEGIN:STANDARD
+DTSTART:1601
+END:STANDARD
+END:VTIMEZONE
+{}END:VCALENDAR
+"""
+
+
+def test_ics_with_zones_of_its_own():
+    """A time in a zone that the calendar brings along is that time; it recurs in one of the database's."""
+    todos = (
+        "BEGIN:VTODO\nUID:{0}\nSUMMARY:{0}\nDUE;TZID={0}:20260730T170000\nRRULE:FREQ=DAILY\n"
+        "EXDATE;TZID={0}:20260801T170000,20260802T170000\nEND:VTODO\n"
+    )
+    names = ("W. Europe Standard Time", "Ours", "Endless", "Broken", "Nowhere")
+    never = todos.format(names[0]).replace(":20260730", ":20260230")
+    text = OUTLOOK.format("".join(map(todos.format, names)) + never)
+    entries = read("ics", text)
+    due = [(entry["due_at"], entry["time_zone"]) for entry in contents(entries)]
+    assert due == [
+        ("2026-07-30T15:00:00.000000Z", "Europe/Berlin"),
+        ("2026-07-30T21:00:00.000000Z", "America/New_York"),
+    ]
+    assert [reason for _, reason in refusals(entries)] == [
+        *(f"the time zone '{name}' is none that is known" for name in ("Endless", "Broken", "Nowhere")),
+        "DUE is '20260230T170000', neither a date nor a time",
+    ]
+    [elsewhere, _] = [
+        entry for entry in read("ics", text, Source(zone=ZoneInfo("Asia/Tokyo"))) if isinstance(entry, Record)
+    ]
+    assert (elsewhere.content["due_at"], elsewhere.content["time_zone"]) == (
+        "2026-07-30T15:00:00.000000Z",
+        None,
+    )
+    assert elsewhere.content["extra"]["ics"]["lines"] == [
+        "UID:W. Europe Standard Time",
+        "EXDATE:20260801T150000Z,20260802T150000Z",
+    ]
+    assert elsewhere.warnings == ("it recurs in UTC, as 'W. Europe Standard Time' is no IANA time zone",)
+
+
+def test_ics_folded_within_a_character():
+    """A line that is folded between the bytes of a character is whole again; what is no text is refused."""
+    todo = b"BEGIN:VTODO\r\nUID:%d\r\nSUMMARY:%b\r\nEND:VTODO\r\n"
+    todos = todo % (1, b"f\xc3\r\n \xbcr\r\n\t alle") + todo % (2, b"f\xc3\r\n r")
+    entries = read("ics", b"BEGIN:VCALENDAR\r\n" + todos + b"END:VCALENDAR\r\n")
+    assert contents(entries)[0]["title"] == "für alle"
+    assert refusals(entries) == [(10, "not UTF-8: byte 0xc3 at position 10")]
+
+
 def test_ics_edited_elsewhere():
     """What another program has changed in a task that taskctl wrote counts, and the rest stays."""
     text = written("ics", [{**TASK, "due_at": "2026-11-30T16:00:00.123456Z"}]).replace(
@@ -807,7 +920,7 @@ note,second,,,,,,,,,,
 section,Later,,,,,,,,,,
 task,Parent,Some words,2,1,,Other (2),2026-11-30 17:00,en,America/New_York,30,minute
 task,Child,,3,2,,,every 2 weeks at 9am starting Nov 30 2026,en,Europe/Berlin,,
-task,Child's child,,4,3,,,every day,en,,,
+task,Child's child,,4,3,,,every last day,en,,,
 task,Odd,,7,1,,,"Nov 30, 2026 at 17:00",en,,,
 tusk,,,,,,,,,,,
 """
@@ -862,7 +975,9 @@ def test_todoist():
         {
             "title": "Child's child",
             "project": "Work",
-            "extra": {"todoist": {"date": "every day", "section": "Later", "indent": 3, "parent": "Child"}},
+            "extra": {
+                "todoist": {"date": "every last day", "section": "Later", "indent": 3, "parent": "Child"}
+            },
         },
         {
             "title": "Odd",
@@ -872,7 +987,7 @@ def test_todoist():
         },
     ]
     assert [warning for entry in entries if isinstance(entry, Record) for warning in entry.warnings] == [
-        "the date 'every day' is kept in extra only: it names no day",
+        "the date 'every last day' is kept in extra only: it names no day",
         "the priority '7' is none of 1 to 4",
     ]
 
@@ -885,6 +1000,9 @@ def test_todoist():
         ("Every Friday starting 2026-12-04", "2026-12-04", "FREQ=WEEKLY;BYDAY=FR"),
         ("2026-11-30T17:00:00-05:00", "2026-11-30T22:00:00.000000Z", None),
         ("30 November 2026", "2026-11-30", None),
+        ("30 Nov 2026 17:00", "2026-11-30T16:00:00.000000Z", None),
+        ("every week starting Nov 30 2026 5pm", "2026-11-30T16:00:00.000000Z", "FREQ=WEEKLY"),
+        ("Nov 30 17:00", None, None),
         ("2026-11-30 at 5pm", "2026-11-30T16:00:00.000000Z", None),
         ("2026-11-30 at noon", None, None),
         ("Nov 31 2026", None, None),
@@ -896,6 +1014,43 @@ def test_todoist_dates(written_as, due_at, recurrence):
     [entry] = read("todoist", f"TYPE,CONTENT,DATE\ntask,a,{written_as}\n")
     assert (entry.content["due_at"], entry.content["recurrence"]) == (due_at, recurrence)
     assert bool(entry.warnings) == (due_at is None)
+
+
+@pytest.mark.parametrize(
+    ("written_as", "recurrence", "weekdays"),
+    [
+        ("every day", "FREQ=DAILY", {0, 1, 2, 3, 4, 5, 6}),
+        ("every monday at 9am", "FREQ=WEEKLY;BYDAY=MO", {0}),
+        ("every tue, thursday 17:00", "FREQ=WEEKLY;BYDAY=TU,TH", {1, 3}),
+        ("every weekday", "FREQ=WEEKLY;BYDAY=MO,TU,WE,TH,FR", {0, 1, 2, 3, 4}),
+    ],
+)
+def test_todoist_without_a_start(written_as, recurrence, weekdays):
+    """What begins on no day begins on the first from today on, and is the same task on every day."""
+    data = f'TYPE,CONTENT,DATE\ntask,a,"{written_as}"\ntask,a,"{written_as}"\n'
+    west, east = ZoneInfo("Etc/GMT+12"), ZoneInfo("Etc/GMT-14")  # where it is never the same day
+    keys = []
+    for zone in (west, east):
+        today = dt.datetime.now(zone).date()
+        entries = read("todoist", data, Source("x.csv", zone))
+        keys.append([entry.key for entry in entries])
+        due = dt.datetime.fromisoformat(entries[0].content["due_at"])
+        day = (due.astimezone(zone) if due.tzinfo else due).date()
+        assert (day.weekday() in weekdays, today <= day <= today + dt.timedelta(days=7)) == (True, True)
+        assert entries[0].content["recurrence"] == recurrence
+        assert entries[0].warnings == (
+            f"the date '{written_as}' names no day: it begins on the first one from today on",
+        )
+    assert keys[0] == keys[1]
+    assert len({*keys[0]}) == 2
+
+
+def test_todoist_in_another_zone():
+    """A time that names no zone is another one elsewhere, and the task is the same."""
+    data = "TYPE,CONTENT,DATE\ntask,a,2026-11-30 17:00\n"
+    [here], [there] = read("todoist", data), read("todoist", data, Source(BERLIN.name))
+    assert here.key == there.key
+    assert here.content["due_at"] != there.content["due_at"]
 
 
 def test_todoist_that_is_none():
@@ -988,6 +1143,21 @@ def test_vikunja():
         ("taskctl cannot repeat every 3600 seconds; it is kept in extra only",),
         (),
     ]
+
+
+def test_vikunja_as_its_editor_writes():
+    """A list keeps its items on their lines, with their ticks, and somebody who is mentioned their name."""
+    item = (
+        '<li data-checked="{}"><label><input type="checkbox"><span></span></label><div><p>{}</p></div></li>'
+    )
+    html = (
+        '<p>ask <mention-user data-id="x" data-label="Xenia"></mention-user></p>'
+        f"<ul><li><p>one</p><p>more</p></li>{item.format('true', 'two')}{item.format('false', 'three')}</ul>"
+        "<p>end</p>"
+    )
+    data = json.dumps([{"title": "Work", "tasks": [{"id": 1, "title": "a", "description": html}]}])
+    [entry] = read("vikunja", data)
+    assert entry.content["description"] == "ask @Xenia\n- one\nmore\n- [x] two\n- [ ] three\nend"
 
 
 def test_vikunja_as_it_is_downloaded():

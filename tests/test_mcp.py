@@ -124,7 +124,7 @@ async def test_read_only_offers_what_reads(server, user, tmp_path):
         assert [tool.name for tool in (await client.list_tools()).tools] == READING
         assert said(await client.call_tool("list_tasks", {}))["tasks"] == []
         text = refused(await client.call_tool("add_task", {"title": "x"}))
-        assert text == "No tool 'add_task' is offered here. (usage_invalid)"
+        assert text == f"No tool 'add_task' is offered here; offered: {', '.join(READING)}. (usage_invalid)"
         assert said(await client.call_tool("list_tasks", {}))["tasks"] == []
 
 
@@ -234,7 +234,7 @@ async def test_lists_page_by_page(call, api):
         ("add_task", {"title": "a\x00b"}, "title: Must not contain the control character U+0000"),
         ("change_task", {"id": 99_999, "title": "x"}, "(task_not_found, request "),
         ("restore_task", {"id": 99_999}, "(task_not_found, request "),
-        ("format_disk", {}, "No tool 'format_disk' is offered here."),
+        ("format_disk", {}, "No tool 'format_disk' is offered here; offered: list_tasks, "),
     ],
 )
 async def test_says_what_is_wrong(call, tool, arguments, said_of_it):
@@ -369,7 +369,7 @@ def test_scopes_decide_what_is_offered(here, scope, offered):
 
 
 def test_speaks_the_protocol_alone_and_ends_with_its_input(server, tmp_path):
-    """Stdout has messages alone, the end of stdin is the end, and a token that only reads offers no more."""
+    """Stdout has messages alone, and where stdin ends right behind the last call, that is answered still."""
     user = make_user(scope="tasks:read")
     environ = logged_in(tmp_path, server.url, user.token)
     hello = {
@@ -382,6 +382,11 @@ def test_speaks_the_protocol_alone_and_ends_with_its_input(server, tmp_path):
         {"jsonrpc": "2.0", "method": "notifications/initialized"},
         "this is no message",
         {"jsonrpc": "2.0", "id": 2, "method": "tools/list"},
+        {"jsonrpc": "2.0", "id": 3, "method": "tools/call", "params": {"name": "list_tasks"}},
+        {"jsonrpc": "2.0", "id": 0, "method": "tools/call", "params": {"name": "list_tasks"}},
+        {"jsonrpc": "2.0", "id": "5", "method": "tools/call", "params": {"name": "list_tasks"}},
+        {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": "5"}},
+        {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": [5]}},
     ]
     with subprocess.Popen(
         [sys.executable, "-m", "taskctl", "--debug", "mcp"],
@@ -393,16 +398,16 @@ def test_speaks_the_protocol_alone_and_ends_with_its_input(server, tmp_path):
         text=True,
     ) as process:
         try:
-            process.stdin.write("".join(f"{json.dumps(each)}\n" for each in sent))
-            process.stdin.flush()
-            answers = [json.loads(process.stdout.readline()) for _ in range(2)]
-            rest, stderr = process.communicate(timeout=30)
+            said = "".join(f"{json.dumps(each)}\n" for each in sent)
+            stdout, stderr = process.communicate(said, timeout=30)
         finally:
             process.kill()
-    by_id = {answer["id"]: answer["result"] for answer in answers}
+    answers = [json.loads(line) for line in stdout.splitlines()]
+    by_id = {answer["id"]: answer["result"] for answer in answers if answer["id"] != "5"}
     assert by_id[1]["serverInfo"]["name"] == "taskctl"
     assert [tool["name"] for tool in by_id[2]["tools"]] == READING
-    assert (process.returncode, rest) == (0, "")
+    assert [by_id[each]["structuredContent"] for each in (3, 0)] == [{"tasks": []}] * 2
+    assert (process.returncode, len(by_id)) == (0, 4)
     assert user.token not in stderr
 
 

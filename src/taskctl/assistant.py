@@ -21,6 +21,7 @@ import mcp_types as protocol
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel.server import Server
 from mcp.server.stdio import stdio_server
+from mcp.shared.message import SessionMessage
 from pydantic import BaseModel, ValidationError
 
 from taskctl import __version__, claims, dates, entry
@@ -90,11 +91,12 @@ class Assistant:
     def call(self, name: str, arguments: Mapping[str, Any]) -> protocol.CallToolResult:
         """Call a tool. Whatever goes wrong is in the result."""
         try:
-            tool = next((tool for tool in self.tools() if tool.name == name), None)
-            if tool is None:
-                raise UsageInvalid(f"No tool {name[:64]!r} is offered here.")  # noqa: TRY301 - as any error
-            given = tool.takes.model_validate(arguments)
-            result = self._logged_in(partial(tool.run, self, given))
+            offered = {tool.name: tool for tool in self.tools()}
+            if name not in offered:
+                there = ", ".join(offered) or "none"
+                raise UsageInvalid(f"No tool {name[:64]!r} is offered here; offered: {there}.")  # noqa: TRY301 - as any error
+            given = offered[name].takes.model_validate(arguments)
+            result = self._logged_in(partial(offered[name].run, self, given))
         except ValidationError as error:
             return _failed(UsageInvalid(_wrong(error)))
         except TaskctlError as error:
@@ -359,7 +361,7 @@ _TOOLS = (
 
 
 def serve(assistant: Assistant) -> None:
-    """Speak the protocol on stdin and stdout until stdin ends.
+    """Speak the protocol on stdin and stdout until stdin ends and all is answered.
 
     While it does, what anything else prints goes to stderr: the SDK sees to that.
     """
@@ -390,8 +392,47 @@ async def _serve(assistant: Assistant) -> None:
         on_list_tools=list_tools,
         on_call_tool=call_tool,
     )
-    async with stdio_server() as (incoming, outgoing):
-        await server.run(incoming, outgoing, server.create_initialization_options())
+    asked = _Asked()
+    reads, read = anyio.create_memory_object_stream[SessionMessage | Exception]()
+    answers, answered = anyio.create_memory_object_stream[SessionMessage]()
+    async with stdio_server() as (incoming, outgoing), anyio.create_task_group() as tasks:
+        tasks.start_soon(asked.pass_on, incoming, reads)
+        tasks.start_soon(asked.answer, answered, outgoing)
+        await server.run(read, answers, server.create_initialization_options())
+
+
+class _Asked:
+    """What was asked and is not answered: the SDK would drop it at the end of stdin.
+
+    Whoever pipes requests in ends it right behind the last one.
+    """
+
+    def __init__(self) -> None:
+        self._open: set[protocol.RequestId | None] = set()
+        self._answered = anyio.Event()
+
+    async def pass_on(self, incoming: Any, reads: Any) -> None:
+        """Pass on what comes in; the end of it only when all is answered."""
+        async with reads:
+            async for item in incoming:
+                message = getattr(item, "message", None)
+                if isinstance(message, protocol.JSONRPCRequest):
+                    self._open.add(message.id)
+                elif getattr(message, "method", "") == "notifications/cancelled":
+                    cancelled = (message.params or {}).get("requestId")  # type: ignore[union-attr] # it has some
+                    self._open = {each for each in self._open if each != cancelled}
+                await reads.send(item)
+            while self._open:
+                self._answered = anyio.Event()
+                await self._answered.wait()
+
+    async def answer(self, answered: Any, outgoing: Any) -> None:
+        """Pass on what goes out."""
+        async with outgoing:
+            async for item in answered:
+                await outgoing.send(item)
+                self._open.discard(getattr(item.message, "id", None))
+                self._answered.set()
 
 
 def _failed(error: TaskctlError) -> protocol.CallToolResult:

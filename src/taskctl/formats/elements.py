@@ -134,8 +134,11 @@ def _parsed(line: int, text: str | Refused) -> dict[str, Any] | Refused:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        byte = ord(text[error.start]) & 0xFF
-        return Refused(line, f"not UTF-8: byte 0x{byte:02x} at character {error.start + 1}")
+        try:
+            text = _joined(text)
+        except UnicodeDecodeError:
+            byte = ord(text[error.start]) & 0xFF
+            return Refused(line, f"not UTF-8: byte 0x{byte:02x} at character {error.start + 1}")
     try:
         value = loads(text)
     except json.JSONDecodeError as error:
@@ -143,3 +146,13 @@ def _parsed(line: int, text: str | Refused) -> dict[str, Any] | Refused:
     except ValueError as error:
         return Refused(line, f"not JSON: {error}")
     return value if isinstance(value, dict) else Refused(line, "not a JSON object")
+
+
+def _joined(text: str) -> str:
+    """Make one character of two halves: Taskwarrior 2 writes so (CESU-8) what it was given as JSON escapes.
+
+    Raises:
+        UnicodeDecodeError: some bytes are no text in that way either.
+    """
+    halves = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogatepass")
+    return halves.encode("utf-16", "surrogatepass").decode("utf-16")

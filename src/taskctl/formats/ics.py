@@ -13,10 +13,10 @@ from datetime import UTC, date, datetime
 from typing import Any, BinaryIO
 from zoneinfo import ZoneInfo
 
-from taskctl.dates import rfc3339, zone_of
+from taskctl.dates import rfc3339
 from taskctl.formats.carrying import only_history, parsed, to_carry, with_carried
 from taskctl.formats.fitting import DEFAULTS, as_read
-from taskctl.formats.lines import LONGEST, lines
+from taskctl.formats.lines import LONGEST, decoded, raw_lines
 from taskctl.formats.record import (
     Entry,
     Intake,
@@ -28,6 +28,7 @@ from taskctl.formats.record import (
     own,
     uuid,
 )
+from taskctl.formats.vtimezone import Zones, named
 
 _LINE = re.compile(
     r'(?P<name>[A-Za-z0-9-]+)(?P<parameters>(?:;[A-Za-z0-9-]+=(?:"[^"]*"|[^";:,])*(?:,(?:"[^"]*"|[^";:,])*)*)*):(?P<value>.*)',
@@ -36,6 +37,9 @@ _LINE = re.compile(
 _PARAMETER = re.compile(r';([A-Za-z0-9-]+)=("[^"]*"|[^";:,]*)')
 _MOMENT = re.compile(r"([0-9]{4})([0-9]{2})([0-9]{2})(?:T([0-9]{2})([0-9]{2})([0-9]{2})(Z?))?", re.ASCII)
 _NO_TASKS = {"VEVENT": "an event", "VJOURNAL": "a journal entry", "VFREEBUSY": "free and busy times"}
+_AFTER_ZONE = {"END:VTIMEZONE", "BEGIN:VTODO", "BEGIN:VEVENT", "END:VCALENDAR"}
+_ZONE_MAX = 1000
+"""Content lines of a time zone; those that tell of each year since 1900 have fewer."""
 _PRIORITIES = {"high": "1", "medium": "5", "low": "9"}
 _LEVELS = dict(zip("123456789", ["high"] * 4 + ["medium"] + ["low"] * 4, strict=True))  # section 3.8.1.9
 _OCTETS = 75
@@ -45,9 +49,9 @@ _COMPLETED = {"COMPLETED", "CANCELLED"}
 
 def read(stream: BinaryIO, source: Source) -> Iterator[Entry]:
     """The VTODOs as tasks; other components of a calendar are refused, save time zones."""
-    intake = Intake()
-    for start, todo in _todos(stream):
-        yield todo if isinstance(todo, Refused) else _entry(intake, start, todo, source.zone)
+    intake, zones = Intake(), Zones(source.zone)
+    for start, todo in _todos(stream, zones):
+        yield todo if isinstance(todo, Refused) else _entry(intake, start, todo, zones, source.zone)
 
 
 class _Todo:
@@ -79,11 +83,11 @@ class _Todo:
         return self.start, Refused(self.start, "its end is missing: END:VTODO")
 
 
-def _todos(stream: BinaryIO) -> Iterator[tuple[int, list[str] | Refused]]:
-    """The content lines inside each VTODO, with the line where it begins."""
+def _todos(stream: BinaryIO, zones: Zones) -> Iterator[tuple[int, list[str] | Refused]]:
+    """The content lines inside each VTODO, with the line where it begins; time zones go among the zones."""
     todo: _Todo | None = None
     number, whole = 1, False
-    for number, line in _unfolded(stream):
+    for number, line in _without_zones(_unfolded(stream), zones):
         name, _, value = ("", "", "") if isinstance(line, Refused) else line.strip().upper().partition(":")
         if (name, value) == ("BEGIN", "VTODO"):
             if todo is not None:
@@ -104,6 +108,22 @@ def _todos(stream: BinaryIO) -> Iterator[tuple[int, list[str] | Refused]]:
         yield todo.unfinished()
     elif not whole:
         yield number, Refused(number, "no whole calendar: END:VCALENDAR is missing")
+
+
+def _without_zones(
+    lines: Iterable[tuple[int, str | Refused]], zones: Zones
+) -> Iterator[tuple[int, str | Refused]]:
+    """The content lines, without those of time zones, which go among the zones."""
+    zone: list[str] | None = None
+    for number, line in lines:
+        mark = "" if isinstance(line, Refused) else line.strip().upper()
+        if mark == "END:VTIMEZONE":
+            zones.add(zone or [])
+        zone = [] if mark == "BEGIN:VTIMEZONE" else None if mark in _AFTER_ZONE else zone
+        if zone is None:
+            yield number, line
+        elif isinstance(line, str) and len(zone) < _ZONE_MAX:
+            zone.append(line)
 
 
 def _other(number: int, component: str) -> Iterator[tuple[int, Refused]]:
@@ -128,19 +148,24 @@ def write(tasks: Iterable[Mapping[str, Any]], source: Source) -> Iterator[str]:
 
 
 def _unfolded(stream: BinaryIO) -> Iterator[tuple[int, str | Refused]]:
-    """Content lines (section 3.1) with the numbers of the lines where they start."""
-    start, text = 0, ""
-    for number, line in lines(stream):
+    """Content lines with the numbers of the lines where they start.
+
+    Some programs fold within a character, and bytes are what is put together again (section 3.1).
+    """
+    start, size, pieces = 0, 0, list[bytes]()
+    for number, line in raw_lines(stream):
         if isinstance(line, Refused):
             yield number, line
-        elif line[:1] in {" ", "\t"} and start and len(text) <= LONGEST:
-            text += line.rstrip("\r\n")[1:]
+        elif line[:1] in {b" ", b"\t"} and start and size <= LONGEST:
+            pieces.append(line.rstrip(b"\r\n")[1:])
+            size += len(pieces[-1])
         else:
-            if text:
-                yield start, text
-            start, text = number, line.rstrip("\r\n")
-    if text:
-        yield start, text
+            if size:
+                yield start, decoded(start, b"".join(pieces))
+            start, pieces = number, [line.rstrip(b"\r\n")]
+            size = len(pieces[0])
+    if size:
+        yield start, decoded(start, b"".join(pieces))
 
 
 def _folded(line: str) -> str:
@@ -159,12 +184,17 @@ def _folded(line: str) -> str:
     return "\r\n".join([*pieces, piece]) + "\r\n"
 
 
-def _entry(intake: Intake, start: int, todo: list[str], zone: ZoneInfo) -> Entry:
+def _entry(intake: Intake, start: int, given: list[str], zones: Zones, zone: ZoneInfo) -> Entry:
+    translated = [zones.translated(line) for line in given]
+    todo = [line for line, _ in translated]
     try:
         shown = _read(todo, zone)
     except ValueError as error:
         return Refused(start, str(error))
     rest, warnings = {}, []
+    unnamed = next((name for line, name in translated if name and _name(line) == "DUE"), None)
+    if unnamed and shown["recurrence"]:
+        warnings.append(f"it recurs in UTC, as {unnamed!r:.60} is no IANA time zone")
     for line in todo:
         if line.upper().startswith("X-TASKCTL:"):
             try:
@@ -233,10 +263,10 @@ def _moment(value: str, zone_name: str | None, zone: ZoneInfo) -> tuple[str, str
             return date(*(int(part) for part in found.group(1, 2, 3))).isoformat(), None
         if found:
             year, month, day, hour, minute, second = map(int, found.group(1, 2, 3, 4, 5, 6))
-            named = None if found[7] or zone_name is None else _zone(zone_name)
-            own_zone = UTC if found[7] else named or zone
-            moment = datetime(year, month, day, hour, minute, min(second, 59), tzinfo=own_zone)
-            return rfc3339(moment), named.key if named else None
+            own_zone = None if found[7] or zone_name is None else _zone(zone_name)
+            there = UTC if found[7] else own_zone or zone
+            moment = datetime(year, month, day, hour, minute, min(second, 59), tzinfo=there)
+            return rfc3339(moment), own_zone.key if own_zone else None
     except (ValueError, OverflowError) as error:
         if "zone" in str(error):
             raise
@@ -244,14 +274,10 @@ def _moment(value: str, zone_name: str | None, zone: ZoneInfo) -> tuple[str, str
 
 
 def _zone(name: str) -> ZoneInfo:
-    """The zone of a TZID, which may have a maker's prefix in front, as in `/example.org/Europe/Berlin`."""
-    parts = name.strip("/").split("/")
-    for first in range(len(parts)):
-        try:
-            return zone_of("/".join(parts[first:]))
-        except ValueError:
-            continue
-    raise ValueError(f"the time zone {name!r:.60} is none that is known")
+    found = named(name)
+    if found is None:
+        raise ValueError(f"the time zone {name!r:.60} is none that is known")
+    return found
 
 
 def _todo(content: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,12 @@ def lines(stream: BinaryIO) -> Iterator[tuple[int, str | Refused]]:
 
     A byte order mark is taken off. Of a file in UTF-16 the first line is refused, and no more is read.
     """
+    for number, line in raw_lines(stream):
+        yield number, line if isinstance(line, Refused) else decoded(number, line)
+
+
+def raw_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | Refused]]:
+    """The same with their bytes, for formats whose lines may break within a character."""
     number = 0
     while line := stream.readline(LONGEST + 1):
         number += 1
@@ -28,10 +34,11 @@ def lines(stream: BinaryIO) -> Iterator[tuple[int, str | Refused]]:
                 line = stream.readline(LONGEST)
             yield number, Refused(number, f"longer than {LONGEST:,} bytes")
             continue
-        yield number, _decoded(number, line)
+        yield number, line
 
 
-def _decoded(number: int, line: bytes) -> str | Refused:
+def decoded(number: int, line: bytes) -> str | Refused:
+    """Bytes as text."""
     try:
         text = line.decode()
     except UnicodeDecodeError as error:

@@ -69,6 +69,7 @@ class Intake:
         *,
         warnings: Sequence[str] = (),
         otherwise: str | None = None,
+        instead: Mapping[str, Any] | None = None,
     ) -> Entry:
         """An entry of a content.
 
@@ -79,6 +80,7 @@ class Intake:
                 among equal ones.
             warnings: what the format had to change already.
             otherwise: the identity where another task of the file has that one.
+            instead: what makes the identity, where the content is not the same at every reading.
         """
         try:
             fit, changed = fitted(content)
@@ -90,7 +92,9 @@ class Intake:
                 "taskctl": {"occurrence": fit["due_at"]} | own(fit["extra"], "taskctl")
             }
         if identity is None:
-            digest = hashlib.sha256(json.dumps(fit, sort_keys=True).encode()).digest()
+            digest = hashlib.sha256(
+                json.dumps(fit if instead is None else instead, sort_keys=True).encode()
+            ).digest()
             self._equal[digest] += 1
             identity = f"content:{digest.hex()}:{self._equal[digest]}"
         elif identity in self._lines and otherwise is not None:

@@ -9,9 +9,13 @@ JSON.
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from typing import Any, BinaryIO
+from zoneinfo import ZoneInfo
 
+from taskctl.dates import rfc3339
 from taskctl.formats.lines import lines
 from taskctl.formats.native import entry
 from taskctl.formats.record import Entry, Intake, Refused, Source
@@ -38,6 +42,11 @@ COLUMNS = (
     "extra",
 )
 _WHOLE_NUMBERS = {"id", "next_id", "version"}
+_LOCAL = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2})?", re.ASCII)
+_DOTTED = re.compile(r"([0-9]{1,2})\.([0-9]{1,2})\.([0-9]{4})( [0-9]{2}:[0-9]{2}(?::[0-9]{2})?)?", re.ASCII)
+_TRUE = {"true", "1", "yes", "wahr", "vrai", "verdadero", "vero"}
+_FALSE = {"false", "0", "no", "falsch", "faux", "falso"}
+"""As spreadsheets save them, which do it in their own language."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
@@ -66,8 +75,11 @@ def _cell(value: Any) -> str:
     return f"'{text}" if not text or text.startswith(_FORMULA) else text
 
 
-def read(stream: BinaryIO, _source: Source) -> Iterator[Entry]:
-    """The rows as tasks. Commas, semicolons or tabs between the cells, as the header has them."""
+def read(stream: BinaryIO, source: Source) -> Iterator[Entry]:
+    """The rows as tasks. Commas, semicolons or tabs between the cells, as the header has them.
+
+    A due time without an offset is one in the person's zone.
+    """
     intake = Intake()
     for line, row in rows(stream):
         if isinstance(row, Refused):
@@ -78,7 +90,11 @@ def read(stream: BinaryIO, _source: Source) -> Iterator[Entry]:
             return
         if line:
             try:
-                task = {name: _value(name, cell) for name, cell in row.items() if cell or name == "title"}
+                task = {
+                    name: _value(name, cell, source.zone)
+                    for name, cell in row.items()
+                    if cell or name == "title"
+                }
             except ValueError as error:
                 yield Refused(line, str(error))
             else:
@@ -97,7 +113,13 @@ def rows(stream: BinaryIO) -> Iterator[tuple[int, dict[str, str] | Refused]]:
         yield from ((found.line, found) for found in refused)
         return
     delimiter = max(",;\t", key=header_line.count)
-    names = [name.strip().lower() for name in next(csv.reader([header_line], delimiter=delimiter), [])]
+    try:
+        header = next(csv.reader([header_line], delimiter=delimiter), [])
+    except csv.Error as error:
+        why = "its lines end in carriage returns alone" if "\r" in header_line.rstrip("\r\n") else error
+        yield 1, Refused(1, f"not CSV: {why}")
+        return
+    names = [name.strip().lower() for name in header]
     yield 0, dict.fromkeys(names, "")
     reader = csv.reader(source, delimiter=delimiter, strict=True)
     start = 2
@@ -135,12 +157,14 @@ def _texts(stream: BinaryIO, refused: list[Refused]) -> Iterator[str]:
             yield line
 
 
-def _value(name: str, cell: str) -> Any:
+def _value(name: str, cell: str, zone: ZoneInfo) -> Any:
+    if name in {"priority", "due_at"}:
+        return cell.strip().lower() if name == "priority" else _due(cell.strip(), zone)
     if name == "completed":
-        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-        if cell.strip().lower() not in words:
+        word = cell.strip().lower()
+        if word not in _TRUE | _FALSE:
             raise ValueError(f"completed is {cell!r:.30}, neither true nor false")
-        return words[cell.strip().lower()]
+        return word in _TRUE
     if name == "extra":
         try:
             return loads(cell)
@@ -153,3 +177,15 @@ def _value(name: str, cell: str) -> Any:
     if name in _WHOLE_NUMBERS:
         return int(cell) if cell.isascii() and cell.isdecimal() else cell
     return cell
+
+
+def _due(cell: str, zone: ZoneInfo) -> str:
+    """A time without an offset with that of the zone, with dots the day first; all else as it is."""
+    if dotted := _DOTTED.fullmatch(cell):
+        cell = f"{dotted[3]}-{dotted[2]:0>2}-{dotted[1]:0>2}{dotted[4] or ''}"
+    if not _LOCAL.fullmatch(cell):
+        return cell
+    try:
+        return rfc3339(datetime.fromisoformat(cell).replace(tzinfo=zone))
+    except (ValueError, OverflowError):
+        return cell

@@ -3,13 +3,13 @@
 A file is a project, named as the file is. Priority 1 is the highest and 4 none, as Todoist's help has it; an
 empty cell is none. A section, the place of a subtask, who it is from and for, duration and deadline are kept
 in `extra`, under `todoist`; comments end the description. Dates are understood in ISO 8601, in the English of
-the export (`Nov 30 2026`), and in `every … starting DATE`; `tomorrow` and `every day` say no date by
-themselves, so they are kept in `extra` too, with a warning.
+the export (`Nov 30 2026`), and in `every … starting DATE`; without a start, `every monday` begins with the
+next one from today on, with a warning. `tomorrow` says no date by itself, so it is kept in `extra` too.
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from datetime import datetime, time
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, time, timedelta
 from typing import Any, BinaryIO
 from zoneinfo import ZoneInfo
 
@@ -17,6 +17,7 @@ from taskctl.dates import rfc3339, zone_of
 from taskctl.formats.record import Entry, Intake, Refused, Source
 from taskctl.formats.repeating import FREQUENCIES
 from taskctl.formats.table import rows
+from taskctl.recurrence import WEEKDAYS
 from taskctl.vocabulary import TITLE_MAX
 
 _PRIORITIES = {"1": "high", "2": "medium", "3": "low", "4": "none", "": "none"}
@@ -30,10 +31,11 @@ _KEPT = (
     "is_collapsed",
 )
 _LABEL = re.compile(r"(?<!\S)@(\S+)")
+_WEEKDAY = "(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?"
 _EVERY = re.compile(
     r"(?i)every!? (?:(?P<number>[1-9][0-9]{0,2}|other) )?"
-    r"(?P<unit>days?|weeks?|months?|years?|weekdays?|(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?)"
-    r"(?: at (?P<at>[0-9:apm ]+?))? (?:starting|from) (?P<start>.+)"
+    rf"(?P<unit>days?|weeks?|months?|years?|weekdays?|{_WEEKDAY}(?:(?:, ?| and | & ){_WEEKDAY})*)"
+    r"(?: (?:at )?(?P<at>[0-9][0-9:apm ]*?))?(?: (?:starting|from) (?P<start>.+))?"
 )
 _FORMATS = ("%b %d %Y", "%d %b %Y", "%B %d %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y")
 _TIMES = ("%H:%M", "%I%p", "%I:%M%p", "%I %p", "%I:%M %p")
@@ -60,7 +62,8 @@ def read(stream: BinaryIO, source: Source) -> Iterator[Entry]:
             described = "\n\n".join(filter(None, (content["description"], *notes))) or None
             extra = content["extra"] if kept else None
             whole = {**content, "description": described, "project": project, "extra": extra}
-            yield intake.take(line, whole, None, warnings=warnings)
+            as_written = {"project": project, **row, "notes": notes}
+            yield intake.take(line, whole, None, warnings=warnings, instead=as_written)
 
 
 _Rows = Iterable[tuple[int, dict[str, str] | Refused]]
@@ -119,7 +122,9 @@ def _content(row: dict[str, str], zone: ZoneInfo) -> tuple[dict[str, Any], list[
         kept["priority"] = priority
     written = row.get("date", "").strip()
     own_zone = _zone(row.get("timezone", "").strip(), zone)
-    due_at, rule = _due(written, own_zone)
+    due_at, rule, begins = _due(written, own_zone)
+    if begins:
+        warnings.append(f"the date {written!r:.60} names no day: it begins on the first one from today on")
     if written and due_at is None:
         warnings.append(f"the date {written!r:.60} is kept in extra only: it names no day")
     if written and (due_at is None or rule):
@@ -143,22 +148,33 @@ def _zone(name: str, otherwise: ZoneInfo) -> ZoneInfo:
         return otherwise
 
 
-def _due(written: str, zone: ZoneInfo) -> tuple[str | None, str | None]:
-    """A date as the wire has it and an RRULE, as far as the words say them."""
+def _due(written: str, zone: ZoneInfo) -> tuple[str | None, str | None, bool]:
+    """A date as the wire has it and an RRULE, as far as the words say them; and whether today began them."""
     found = _EVERY.fullmatch(written)
     if found is None:
-        return _day(written, zone), None
-    start = found["start"] if found["at"] is None else f"{found['start']} at {found['at']}"
+        return _day(written, zone), None, False
     unit, number = found["unit"].lower(), found["number"]
     interval = {"other": ";INTERVAL=2", None: "", "1": ""}.get(number, f";INTERVAL={number}")
+    days = [each[:2].upper() for each in re.findall("[a-z]+", unit) if each != "and"]
     if unit.startswith("weekday"):
-        rule = "FREQ=WEEKLY;BYDAY=MO,TU,WE,TH,FR"
+        days = list(WEEKDAYS[:5])
+        rule = f"FREQ=WEEKLY;BYDAY={','.join(days)}"
     elif re.fullmatch("(day|week|month|year)s?", unit):
+        days = []
         rule = f"FREQ={FREQUENCIES[unit[0]]}{interval}"
     else:
-        rule = f"FREQ=WEEKLY{interval};BYDAY={unit[:2].upper()}"
-    due_at = _day(start, zone)
-    return due_at, rule if due_at else None
+        rule = f"FREQ=WEEKLY{interval};BYDAY={','.join(days)}"
+    start = found["start"] or _first(days, zone)
+    due_at = _day(start if found["at"] is None else f"{start} at {found['at']}", zone)
+    return due_at, rule if due_at else None, bool(due_at) and found["start"] is None
+
+
+def _first(days: Sequence[str], zone: ZoneInfo) -> str:
+    """The first of these weekdays from today on; without any, today."""
+    day = datetime.now(zone).date()
+    while days and WEEKDAYS[day.weekday()] not in days:
+        day += timedelta(days=1)
+    return day.isoformat()
 
 
 def _day(written: str, zone: ZoneInfo) -> str | None:
@@ -170,7 +186,9 @@ def _day(written: str, zone: ZoneInfo) -> str | None:
         if len(written) == len("2026-11-30"):
             return written
         return rfc3339(moment if moment.tzinfo else moment.replace(tzinfo=zone))
-    day, _, clock = re.sub(r" (?:at|@) ?", "|", written).partition("|")
+    day, _, clock = re.sub(
+        r" (?:at |@ ?|(?=[0-9]{1,2}(?::[0-9]{2}|[ap]m)))", "|", written, count=1
+    ).partition("|")
     for form in _FORMATS:
         try:
             date = datetime.strptime(day.strip(), form).date()  # noqa: DTZ007 - the zone comes with the time

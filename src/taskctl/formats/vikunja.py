@@ -139,10 +139,17 @@ class _Text(HTMLParser):
         self._links: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in {"p", "br", "li", "h1", "h2", "h3", "h4", "pre", "blockquote", "tr"}:
-            self.pieces.append("\n- " if tag == "li" else "\n")
-        if tag == "a":
-            self._links.append(dict(attrs).get("href") or "")
+        given = dict(attrs)
+        if tag == "li":
+            checked = {"true": "[x] ", "false": "[ ] "}.get(given.get("data-checked") or "", "")
+            self.pieces.append(f"\n- {checked}")
+        elif tag in {"p", "br", "h1", "h2", "h3", "h4", "pre", "blockquote", "tr"}:
+            # Vikunja's editor puts a paragraph into each item of a list.
+            self.pieces.append("" if "".join(self.pieces[-1:]).startswith("\n- ") else "\n")
+        elif tag == "a":
+            self._links.append(given.get("href") or "")
+        elif tag == "mention-user":
+            self.pieces.append(f"@{given.get('data-label') or given.get('data-id') or ''}")
 
     def handle_endtag(self, tag: str) -> None:
         if tag == "a" and self._links:
