@@ -146,13 +146,14 @@ def _requests(
     place: Path,
     users: list[str],
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """What each operation costs each server, which are loaded in turn."""
-    requests = {}
-    for operation, what in OPERATIONS.items():
-        costs: dict[str, list[Cost]] = {name: [] for name in servers}
-        for _ in range(options.rounds):
+    """What each operation costs each server; round after round, as the machine is never the same for long."""
+    costs: dict[str, dict[str, list[Cost]]] = {
+        operation: {name: [] for name in servers} for operation in OPERATIONS
+    }
+    for number in range(options.rounds):
+        for operation, what in OPERATIONS.items():
             for name, server in servers.items():
-                costs[name].append(
+                costs[operation][name].append(
                     load(
                         what,
                         server,
@@ -163,11 +164,12 @@ def _requests(
                         connections=options.connections,
                     )
                 )
-        # What other programs do only ever adds to it.
-        best = {name: min(each, key=lambda cost: cost.server) for name, each in costs.items()}
-        requests[operation] = {name: asdict(cost) for name, cost in best.items()}
-        print(f"{operation} is measured", file=sys.stderr)
-    return requests
+        print(f"round {number + 1} of {options.rounds} is measured", file=sys.stderr)
+    # What other programs do only ever adds to it.
+    return {
+        operation: {name: asdict(min(each, key=lambda cost: cost.server)) for name, each in found.items()}
+        for operation, found in costs.items()
+    }
 
 
 def _print(figures: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ memory starts a task for every request, which goes through every key.
 
 import asyncio
 import fcntl
+import functools
 import hashlib
 import ipaddress
 import math
@@ -100,13 +101,14 @@ class SharedWindows:
         self._buckets = buckets
         self._file = file.open("a+b", buffering=0)
         self._file.truncate(buckets * self._BUCKET)
-        self._map = mmap.mmap(self._file.fileno(), buckets * self._BUCKET)
+        self._descriptor = self._file.fileno()
+        self._map = mmap.mmap(self._descriptor, buckets * self._BUCKET)
 
     def hit(self, key: str, seconds: int, now: float) -> tuple[int, float]:
         """As `Windows.hit`."""
-        digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
-        start = int.from_bytes(digest[:8]) % self._buckets * self._BUCKET
-        fcntl.lockf(self._file, fcntl.LOCK_EX, self._BUCKET, start)
+        digest, number = _digest(key)
+        start = number % self._buckets * self._BUCKET
+        fcntl.lockf(self._descriptor, fcntl.LOCK_EX, self._BUCKET, start)
         try:
             found, first, count, end = start, math.inf, 0, now + seconds
             for place in range(start, start + self._BUCKET, self._SLOT.size):
@@ -120,13 +122,20 @@ class SharedWindows:
                     found, first = place, ends
             self._SLOT.pack_into(self._map, found, digest, end, count + 1)
         finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN, self._BUCKET, start)
+            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, self._BUCKET, start)
         return count + 1, end
 
     def close(self) -> None:
         """Let go of the file."""
         self._map.close()
         self._file.close()
+
+
+@functools.lru_cache(maxsize=10_000)
+def _digest(key: str) -> tuple[bytes, int]:
+    """What stands for a key in a table, and a number that chooses its bucket."""
+    digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+    return digest, int.from_bytes(digest[:8])
 
 
 class Limit:

@@ -1,22 +1,30 @@
 """What the server counts, as Prometheus reads it.
 
 One process keeps its numbers in memory. Several workers of one `serve` keep them in files of a directory that
-`shared` makes, so that any of them answers for all, and what a worker counted outlives it. prometheus_client
-settles which of the two it is when it is imported, which is why nothing here imports it before `Metrics()`.
+`shared` makes, so that any of them answers for all, and what a worker counted outlives it. Counters and
+histograms are `Tallies`; gauges are prometheus_client's, which settles whether they are shared when it is
+imported, and that is why nothing here imports it before `Metrics()`.
 """
 
 import contextlib
+import itertools
 import math
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from taskctl import __version__
 from taskctl.jwks import Freshness, State
+from taskctl.server.tallies import Row, Tallies
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SAMPLING_SECONDS = 1.0
@@ -30,80 +38,62 @@ _OTHER = "other"
 _REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STATEMENT_BUCKETS = (0.0005, *_REQUEST_BUCKETS)
 
+_REQUESTS, _DURATIONS = "taskctl_http_requests", "taskctl_http_request_duration_seconds"
+_STATEMENTS, _STATEMENT_FAILURES = "taskctl_statement_duration_seconds", "taskctl_statement_failures"
+_POOL_TIMEOUTS, _AUTHENTICATIONS = "taskctl_pool_timeouts", "taskctl_authentications"
+_DECISIONS, _STORAGE_FAILURES = "taskctl_rate_limit_decisions", "taskctl_rate_limit_storage_failures"
+_KEY_SET_FETCHES = "taskctl_key_set_fetches"
+
+_COUNTERS = {
+    _REQUESTS: (("method", "route", "status"), "Requests that were answered."),
+    _STATEMENT_FAILURES: (("statement", "code"), "Statements that failed, by the code that was answered."),
+    _POOL_TIMEOUTS: ((), "Requests that got no connection, as all were busy."),
+    _AUTHENTICATIONS: (
+        ("code",),
+        (
+            "Tokens that were looked at, by outcome: `accepted`, or the code of the refusal. One that may "
+            "not do what it is sent for is in both."
+        ),
+    ),
+    _DECISIONS: (
+        ("limit", "decision"),
+        "Decisions of the limiter: which limit, and `allowed` or `refused`.",
+    ),
+    _STORAGE_FAILURES: ((), "How often the limiter's storage could not be asked."),
+    _KEY_SET_FETCHES: (
+        ("outcome",),
+        "Fetches of the issuer's key set, by outcome: `ok`, or why it could not be had.",
+    ),
+}
+_HISTOGRAMS = {
+    _DURATIONS: (
+        ("method", "route", "status"),
+        _REQUEST_BUCKETS,
+        "Time from a request's head to the end of its answer.",
+    ),
+    _STATEMENTS: (
+        ("statement",),
+        _STATEMENT_BUCKETS,
+        "Time of a statement as a request sees it, with its wait for a connection.",
+    ),
+}
+"""By name: labels, the buckets' upper bounds, and what it is."""
+
 
 class Metrics:
     """The metrics of one application, in a registry of their own."""
 
     def __init__(self, pool: Callable[[], Mapping[str, int]]) -> None:
-        from prometheus_client import (  # noqa: PLC0415
-            CollectorRegistry,
-            Counter,
-            Gauge,
-            Histogram,
-            disable_created_metrics,
-        )
+        from prometheus_client import CollectorRegistry, Gauge  # noqa: PLC0415
 
-        # Without it each counter has a second series that nobody asks for.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._directory = shared_directory()
         self._pool = pool
         self._registry = registry = CollectorRegistry()
         self.in_flight = self.streams = 0
-        self._requests = Counter(
-            "taskctl_http_requests",
-            "Requests that were answered.",
-            ("method", "route", "status"),
-            registry=registry,
-        )
-        self._durations = Histogram(
-            "taskctl_http_request_duration_seconds",
-            "Time from a request's head to the end of its answer.",
-            ("method", "route", "status"),
-            buckets=_REQUEST_BUCKETS,
-            registry=registry,
-        )
-        self._statements = Histogram(
-            "taskctl_statement_duration_seconds",
-            "Time of a statement as a request sees it, with its wait for a connection.",
-            ("statement",),
-            buckets=_STATEMENT_BUCKETS,
-            registry=registry,
-        )
-        self._statement_failures = Counter(
-            "taskctl_statement_failures",
-            "Statements that failed, by the code that was answered.",
-            ("statement", "code"),
-            registry=registry,
-        )
-        self._pool_timeouts = Counter(
-            "taskctl_pool_timeouts",
-            "Requests that got no connection, as all were busy.",
-            registry=registry,
-        )
-        self._authentications = Counter(
-            "taskctl_authentications",
-            "Tokens that were looked at, by outcome: `accepted`, or the code of the refusal. One that may "
-            "not do what it is sent for is in both.",
-            ("code",),
-            registry=registry,
-        )
-        self._decisions = Counter(
-            "taskctl_rate_limit_decisions",
-            "Decisions of the limiter: which limit, and `allowed` or `refused`.",
-            ("limit", "decision"),
-            registry=registry,
-        )
-        self.storage_failed = Counter(
-            "taskctl_rate_limit_storage_failures",
-            "How often the limiter's storage could not be asked.",
-            registry=registry,
-        ).inc
-        self._key_set_fetches = Counter(
-            "taskctl_key_set_fetches",
-            "Fetches of the issuer's key set, by outcome: `ok`, or why it could not be had.",
-            ("outcome",),
-            registry=registry,
-        )
+        self._tallies = Tallies(self._directory)
+        registry.register(_Tallied(self._tallies))
+        self._pool_timeouts = self._tallies.row((_POOL_TIMEOUTS,))
+        self._storage_failures = self._tallies.row((_STORAGE_FAILURES,))
         self._key_set: Callable[[], State] | None = None
         self._key_set_gauges: dict[str, Any] = {}
         self._gauges = {
@@ -124,8 +114,8 @@ class Metrics:
             multiprocess_mode="max",
             registry=registry,
         ).labels(__version__, platform.python_version()).set(1)
-        self._request_cells: dict[tuple[str, str | None, int], tuple[Any, Any]] = {}
-        self._cells: dict[tuple[Any, ...], Any] = {}
+        self._requests: dict[tuple[str, str | None, int], Row] = {}
+        """The rows of requests by what they are told of, as labels take some steps to make."""
 
     @property
     def shared(self) -> bool:
@@ -134,36 +124,40 @@ class Metrics:
 
     def request_ended(self, method: str, route: str | None, status: int, seconds: float) -> None:
         """Count one request; `route` is the template, None where there was none."""
-        cells = self._request_cells.get((method, route, status))
-        if cells is None:
-            labels = (method if method in _METHODS else _OTHER, route or _OTHER, str(status))
-            cells = self._requests.labels(*labels).inc, self._durations.labels(*labels).observe
-            if labels[0] == method:
-                self._request_cells[method, route, status] = cells
-        cells[0]()
-        cells[1](seconds)
+        row = self._requests.get((method, route, status))
+        if row is None:
+            known = method in _METHODS
+            labels = (method if known else _OTHER, route or _OTHER, str(status))
+            row = self._tallies.row((_DURATIONS, *labels))
+            if known:
+                self._requests[method, route, status] = row
+        _observe(row, _REQUEST_BUCKETS, seconds)
 
     def statement_ended(self, name: str, seconds: float) -> None:
         """Count one statement."""
-        self._cell(self._statements, name).observe(seconds)
+        _observe(self._tallies.row((_STATEMENTS, name)), _STATEMENT_BUCKETS, seconds)
 
     def statement_failed(self, name: str, code: str) -> None:
         """Count one statement that failed."""
-        self._cell(self._statement_failures, name, code).inc()
+        self._tallies.row((_STATEMENT_FAILURES, name, code))[0] += 1
         if code == "overloaded":
-            self._pool_timeouts.inc()
+            self._pool_timeouts[0] += 1
 
     def authenticated(self, code: str) -> None:
         """Count what became of a token: `accepted`, or the code of the refusal."""
-        self._cell(self._authentications, code).inc()
+        self._tallies.row((_AUTHENTICATIONS, code))[0] += 1
 
     def decided(self, limit: str, decision: str) -> None:
         """Count a decision of the limiter."""
-        self._cell(self._decisions, limit, decision).inc()
+        self._tallies.row((_DECISIONS, limit, decision))[0] += 1
+
+    def storage_failed(self) -> None:
+        """Count that the limiter's storage could not be asked."""
+        self._storage_failures[0] += 1
 
     def key_set_fetched(self, outcome: str) -> None:
         """Count one fetch of the key set."""
-        self._cell(self._key_set_fetches, outcome).inc()
+        self._tallies.row((_KEY_SET_FETCHES, outcome))[0] += 1
 
     def watch_key_set(self, state: Callable[[], State]) -> None:
         """Show the key set's state from now on; that of several workers' which is the worst off."""
@@ -208,15 +202,45 @@ class Metrics:
         registry = self._registry
         if self._directory is not None:
             registry = CollectorRegistry()
+            registry.register(_Tallied(self._tallies))
             MultiProcessCollector(registry, path=str(self._directory))  # type: ignore[no-untyped-call]
         return generate_latest(registry)
 
-    def _cell(self, metric: Any, *labels: str) -> Any:
-        key = (metric, *labels)
-        cell = self._cells.get(key)
-        if cell is None:
-            cell = self._cells[key] = metric.labels(*labels)
-        return cell
+
+class _Tallied:
+    """What was tallied, as prometheus_client's registry collects it."""
+
+    def __init__(self, tallies: Tallies) -> None:
+        self._tallies = tallies
+
+    def collect(self) -> Iterator["Metric"]:
+        """Every counter and histogram, also those that have nothing yet."""
+        from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily  # noqa: PLC0415
+
+        rows: dict[str, dict[tuple[str, ...], list[float]]] = defaultdict(dict)
+        for (name, *labels), row in sorted(self._tallies.totals().items()):
+            rows[name][tuple(labels)] = row
+        # A request's duration was observed when it was answered: there is no need to count both.
+        rows[_REQUESTS] = {labels: [sum(row[1:])] for labels, row in rows[_DURATIONS].items()}
+        for name, (names, text) in _COUNTERS.items():
+            counter = CounterMetricFamily(name, text, labels=names)
+            for values, row in rows[name].items():
+                counter.add_metric(values, row[0])
+            yield counter
+        for name, (names, buckets, text) in _HISTOGRAMS.items():
+            histogram = HistogramMetricFamily(name, text, labels=names)
+            for values, (seconds, *counts) in rows[name].items():
+                bounds = [*(str(bound) for bound in buckets), "+Inf"]
+                # What room the row has beyond its buckets is empty.
+                cumulated = zip(bounds, itertools.accumulate(counts), strict=False)
+                histogram.add_metric(values, list(cumulated), seconds)
+            yield histogram
+
+
+def _observe(row: Row, buckets: Sequence[float], seconds: float) -> None:
+    """Add to a histogram: its sum, and how many fell into each bucket; the last one has no bound."""
+    row[0] += seconds
+    row[bisect_left(buckets, seconds) + 1] += 1
 
 
 def shared_directory() -> Path | None:

@@ -1,5 +1,6 @@
 """Lists of one user's tasks: GET `/api/v1/{user_id}/tasks`."""
 
+import functools
 from datetime import UTC, date, datetime, time
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -11,6 +12,7 @@ from taskctl.list_query import DueRange, ListQuery
 from taskctl.models import TaskPage
 from taskctl.server import cursors, lists
 from taskctl.server.call import Call, path_as_sent
+from taskctl.server.queries import Statement
 from taskctl.server.routes.tasks import BAD, BEARER, PROBLEMS, owner
 from taskctl.server.routing import JSON, TaskRoute, sent_parameters
 from taskctl.vocabulary import API_PREFIX, DueWord, Priority, Sort
@@ -41,16 +43,29 @@ _WEEK = 7
 """Days, today included."""
 
 
+class _Query(ListQuery):
+    """A list's query, and what it is for PostgreSQL: worked out once, as routes remember good queries."""
+
+    @functools.cached_property
+    def statement(self) -> Statement:
+        """The statement for lists of this kind."""
+        return lists.statement(_shape(self))
+
+    @functools.cached_property
+    def values(self) -> dict[str, Any]:
+        """The statement's parameters but for where the page starts."""
+        return {"limit": self.limit, **_filters(self)}
+
+
 @router.get("/tasks", responses=BAD | _PAGE)
-async def list_tasks(call: Call, query: Annotated[ListQuery, Query()]) -> Response:
+async def list_tasks(call: Call, query: Annotated[_Query, Query()]) -> Response:
     """List tasks, page by page."""
     place = None if query.cursor is None else cursors.decode(query.cursor, query)
     row = await call.fetch(
-        lists.statement(_shape(query)),
-        limit=query.limit,
+        query.statement,
         start=place and Int8(place.id),
         key=place and place.key,
-        **_values(query),
+        **query.values,
     )
     items, next_id, next_key, count = row or (None, None, None, None)
     headers = {}
@@ -65,8 +80,15 @@ async def list_tasks(call: Call, query: Annotated[ListQuery, Query()]) -> Respon
 
 
 def _next_page(call: Call, cursor: str) -> str:
-    sent = [(name, value) for name, value in sent_parameters(call.scope["query_string"]) if name != "cursor"]
-    return f"{path_as_sent(call.scope)}?{urlencode([*sent, ('cursor', cursor)])}"
+    # A cursor is made of what needs no quoting.
+    return f"{path_as_sent(call.scope)}?{_without_cursor(call.scope['query_string'])}cursor={cursor}"
+
+
+@functools.lru_cache(maxsize=200)
+def _without_cursor(query: bytes) -> str:
+    """A query string up to where its cursor goes."""
+    sent = [(name, value) for name, value in sent_parameters(query) if name != "cursor"]
+    return f"{urlencode(sent)}&" if sent else ""
 
 
 def _shape(query: ListQuery) -> lists.Shape:
@@ -93,7 +115,7 @@ def _shape(query: ListQuery) -> lists.Shape:
     )
 
 
-def _values(query: ListQuery) -> dict[str, Any]:
+def _filters(query: ListQuery) -> dict[str, Any]:
     """What the filters' parameters are, for whatever shape of a statement."""
     bounds = query.due if isinstance(query.due, DueRange) else DueRange(None, None)
     return {
