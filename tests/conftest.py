@@ -41,6 +41,7 @@ STEPS = [
     "0003 Due dates, priorities, tags, projects, recurrence, trash, and the log of changes",
     "0004 Indexes for sorting, filtering and searching",
     "0005 Answers to bulk requests",
+    "0006 What a task's terms cost",
 ]
 """The migrations, as they are reported."""
 

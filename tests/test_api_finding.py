@@ -731,3 +731,20 @@ def test_search_reads_what_it_finds(million: psycopg.Connection[Any]) -> None:
         assert used.keys() - {"task_pkey"} == {"task_terms_idx"}, (sort, more)
         assert used.get("task_pkey", 1) == 1, "more than the page's tasks, one by one"
         assert rows_read(nodes) <= 2 * 20, "each once by the index, and once more for the page"
+
+
+def test_search_of_a_user_of_whom_nothing_is_known(million: psycopg.Connection[Any]) -> None:
+    """Somebody's new tasks with long descriptions are searched by the index at once, before they are counted."""
+    million.execute("ANALYZE task")
+    million.execute(
+        """
+        INSERT INTO task (user_id, id, title, description, completed, version)
+        SELECT 'new', n, 'Task ' || n, repeat('word' || n || ' ', 500), false, 1
+        FROM generate_series(1, 400) AS n
+        """
+    )
+    for status, more in product(
+        (Status.all, Status.pending), ({}, {"terms": True}, {"due": DueFilter.overdue})
+    ):
+        nodes = plan(million, Shape(status, words=True, **more), user_id="new", q="word17", tags="")
+        assert rows_read(nodes) <= 2 * 11, "more than the index has found"

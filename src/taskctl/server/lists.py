@@ -110,12 +110,13 @@ _STATES = {
 }
 """A state as the function of terms is told of it, and what holds of its tasks."""
 
-_REPEATED = 3
-"""A condition on terms is written so many times, each of which makes it seem more selective: PostgreSQL does
-not know what will be searched for, and would otherwise read a user's whole index beside that of the terms."""
+_ROUGH = 2
+"""A condition on terms is followed by so many that hold wherever it does and cost little: each makes it seem
+more selective. PostgreSQL does not know what will be searched for, and would otherwise read a user's whole
+index beside that of the terms."""
 
 _DEAR = "length(task_terms('', false, now(), NULL, NULL, '{}', NULL, NULL))"
-"""What is never evaluated, but reckoned to cost a thousand times what a comparison does."""
+"""What is never evaluated, but reckoned to cost thousands of times what a comparison does."""
 
 _TERMS = "task_terms(user_id, completed, deleted_at, title, description, tags, project, priority)"
 
@@ -200,7 +201,10 @@ def statement(shape: Shape) -> Statement:
     direction = "ASC" if shape.order is Order.asc else "DESC"
     before, page = _page(shape, key, direction)
     if (shape.words or shape.terms) and _states(shape):
-        before = {"wanted": f"SELECT ({_query(shape)})::tsquery AS query", **before}
+        wanted = (
+            f"SELECT ({_query(shape)})::tsquery AS query, ({_query(shape, rough=True)})::tsquery AS rough"
+        )
+        before = {"wanted": wanted, **before}
     named = ", ".join(f"{name} AS MATERIALIZED ({query})" for name, query in before.items())
     count = f"(SELECT count(*) FROM {_found(shape)} AS found)" if shape.count else "NULL::bigint"
     return Statement(
@@ -244,10 +248,9 @@ def _page(shape: Shape, key: _Key | None, direction: str) -> tuple[dict[str, str
     """The common table expressions that come before, by name, and the query of the page's rows."""
     columns = f"{COLUMNS}, {key.column if key else 'NULL::text'} AS key"
     ordered = _ordered(key, direction)
-    start = _start(shape, key)
 
     def read(source: str, *conditions: str, most: object = _PAGE) -> str:
-        where = _every(*conditions, start)
+        where = _every(*conditions, _start(shape, key, by_index=source == "task"))
         return f"(SELECT {columns} FROM {source} WHERE {where} ORDER BY {ordered} LIMIT {most})"
 
     def union(parts: list[str], most: object = _PAGE) -> str:
@@ -273,7 +276,7 @@ def _page(shape: Shape, key: _Key | None, direction: str) -> tuple[dict[str, str
     short = f"{near} <= %(limit)s::bigint"
     # Dates go along with the order of most lists: where one match is, there are more, and elsewhere none.
     promising = "false" if shape.due or shape.completed_at else f"{near} >= {PROMISING}"
-    rule = _every(*_filters(shape), start)
+    rule = _every(*_filters(shape), _start(shape, key))
     collected = " UNION ALL ".join(
         f"(SELECT id, {key.column if key else 'NULL::text'} AS key, {rule} AS good FROM task"
         f" WHERE {short} AND NOT {promising} AND {each})"
@@ -301,17 +304,18 @@ def _page(shape: Shape, key: _Key | None, direction: str) -> tuple[dict[str, str
     return before, union(parts)
 
 
-def _start(shape: Shape, key: _Key | None) -> str:
+def _start(shape: Shape, key: _Key | None, *, by_index: bool = False) -> str:
     """Where the page starts.
 
-    A bound that an index takes is evaluated once, and any other for each row that is read. With a dear one
-    PostgreSQL walks the index that has the list's order, however few tasks it believes the user to have, and
-    does not sort all of them.
+    A bound that an index takes is evaluated once, and any other for each row that is read. So with a dear one
+    (`by_index`) PostgreSQL walks the index that has the list's order, however few tasks it believes the user
+    to have, and does not sort all of them.
     """
     ascending = shape.order is Order.asc
-    least = "0" if ascending else "9223372036854775807"
-    number = f"CASE WHEN now() IS NULL THEN {_DEAR} ELSE coalesce(%(start)s::bigint, {least}) END"
     compare = ">=" if ascending else "<="
+    number = f"coalesce(%(start)s::bigint, {0 if ascending else 9223372036854775807})"
+    if by_index:
+        number = f"CASE WHEN now() IS NULL THEN {_DEAR} ELSE {number} END"
     if not key:
         return f"id {compare} {number}"
     first = f"coalesce(%(key)s::text::{key.type}, {key.first if ascending else key.last})"
@@ -368,7 +372,12 @@ def _indexed(shape: Shape, *, first: bool = False) -> list[str]:
     elif shape.due and (shape.filters == 1 or (dates and shape.due in (DueFilter.ahead, DueFilter.range))):
         limits = _DUE[shape.due][0]
     elif shape.words or shape.terms:
-        return [_every(_OWNER, *[f"{_TERMS} @@ ({_WANTED})"] * _REPEATED)] if states else ["false"]
+        found = f"{_TERMS} @@ ({_WANTED})"
+        return (
+            [_every(_OWNER, found, *[f"{_TERMS} @@ (SELECT rough FROM wanted)"] * _ROUGH)]
+            if states
+            else ["false"]
+        )
     elif shape.priority:
         limits = _PRIORITY
     elif shape.due:
@@ -398,20 +407,21 @@ def _every(*conditions: str) -> str:
     return " AND ".join(conditions) or "true"
 
 
-def _query(shape: Shape) -> str:
+def _query(shape: Shape, *, rough: bool = False) -> str:
     """What is searched for in the index of terms: all words, as the beginnings of words, tags and the rest.
 
-    Null, which finds nothing, where `q` has no word in it.
+    Null, which finds nothing, where `q` has no word in it. `rough`: only the part of it that is found sooner,
+    which are whole terms, else the longest word.
     """
 
     def terms(state: Status) -> str:
         who = f"%(user_id)s::text, {_STATES[state][0]}"
         parts = []
-        if shape.words:
-            called = f"task_terms({who}, %(q)s::text, NULL, '{{}}', NULL, NULL)"
-            parts.append(
-                f"SELECT string_agg({_QUOTED} || ':*', '&') FROM unnest(tsvector_to_array({called})) AS term"
-            )
+        if shape.words and not (rough and shape.terms):
+            called = f"unnest(tsvector_to_array(task_terms({who}, %(q)s::text, NULL, '{{}}', NULL, NULL)))"
+            if rough:
+                called = f"(SELECT term FROM {called} AS term ORDER BY length(term) DESC LIMIT 1)"
+            parts.append(f"SELECT string_agg({_QUOTED} || ':*', '&') FROM {called} AS each(term)")
         if shape.terms:
             tags = "string_to_array(%(tags)s::text, ' ')"
             priority = "%(priority)s::smallint" if shape.priority else "NULL"
