@@ -734,7 +734,7 @@ def test_search_reads_what_it_finds(million: psycopg.Connection[Any]) -> None:
 
 
 def test_search_of_a_user_of_whom_nothing_is_known(million: psycopg.Connection[Any]) -> None:
-    """Somebody's new tasks with long descriptions are searched by the index at once, before they are counted."""
+    """Somebody's new tasks with long descriptions are searched by the index before they are counted."""
     million.execute("ANALYZE task")
     million.execute(
         """
