@@ -44,7 +44,8 @@ STEPS = [
     "0003 Due dates, priorities, tags, projects, recurrence, trash, and the log of changes",
     "0004 Indexes for sorting, filtering and searching",
     "0005 Answers to bulk requests",
-    "0006 Quotas: what of a user's tasks is counted, and how much of it one may have",
+    "0006 Quotas, and what is counted for them",
+    "0007 What the terms of a task cost",
 ]
 """The migrations, as they are reported."""
 

@@ -1,4 +1,4 @@
-"""Quotas: what of a user's tasks is counted, and how much of it one may have."""
+"""Quotas, and what is counted for them."""
 
 from collections.abc import Sequence
 

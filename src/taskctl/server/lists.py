@@ -1,9 +1,10 @@
 """The statements of lists: filtered, searched, sorted, and cut into pages by a key.
 
 A page is read in the order of an index as far as the filters allow, so that it costs the same however many
-tasks there are. Where a filter picks few tasks, an index of that filter finds them, and they are sorted;
-where it picks many, walking the order meets them soon. Which of both it is, the statement sees for itself by
-looking for a few of them first: a plan that PostgreSQL has prepared does not know the filter's values.
+tasks there are. Else there are two ways to it: walking the list's order, which is short where a filter picks
+many, and collecting what an index of the filter finds, which is short where it picks few. Which of both it
+is, nobody knows beforehand: a prepared plan does not know the filter's values, and matches may all lie at one
+end. So a statement tries one after the other, each up to a limit, until one has got as far as a page.
 """
 
 from dataclasses import dataclass
@@ -13,11 +14,21 @@ from functools import lru_cache
 from taskctl.server.queries import COLUMNS, TASK_JSON, Statement, wire_time
 from taskctl.vocabulary import Order, Sort, Status
 
-FEW = 2000
-"""So many tasks are sorted; of more than that the order's index is walked."""
+NEAR = 400
+"""So many tasks are walked before anything is collected: where a filter picks many, they hold a page."""
 
-NEAR = 1000
-"""So many tasks are walked before anything is looked for: where a filter picks many, they hold a page."""
+PROMISING = 6
+"""With so many matches among `NEAR` tasks, walking on is shorter than collecting, of a hundred thousand."""
+
+FEW = 5000
+"""So many tasks are collected."""
+
+FAR = 5000
+"""So many tasks are walked where that did not suffice, before all is collected."""
+
+FEW_WORDS = 10_000
+FAR_WORDS = 1000
+"""The same where words are searched for, which takes far longer to see of a task."""
 
 _CACHED = 256
 """Statements that are kept; any other is put together anew."""
@@ -92,9 +103,13 @@ _STATES = {
 }
 """A state as the function of terms is told of it, and what holds of its tasks."""
 
-_REPEATED = 3
-"""A condition on terms is written so many times, each of which makes it seem more selective: PostgreSQL does
-not know what will be searched for, and would otherwise read a user's whole index beside that of the terms."""
+_ROUGH = 2
+"""A condition on terms is followed by so many that hold wherever it does and cost little: each makes it seem
+more selective. PostgreSQL does not know what will be searched for, and would otherwise read a user's whole
+index beside that of the terms."""
+
+_DEAR = "length(task_terms('', false, now(), NULL, NULL, '{}', NULL, NULL))"
+"""What is never evaluated, but reckoned to cost thousands of times what a comparison does."""
 
 _TERMS = "task_terms(user_id, completed, deleted_at, title, description, tags, project, priority)"
 
@@ -104,7 +119,13 @@ _QUOTED = r"""'''' || replace(replace(term, '\', '\\'), '''', '''''') || ''''"""
 _DAY = "(due_at AT TIME ZONE CASE WHEN due_all_day THEN 'UTC' ELSE %(tz)s::text END)::date"
 """The day on which a task is due, where its user is."""
 
-_TODAY = "(now() AT TIME ZONE %(tz)s::text)::date"
+_TODAY = "(SELECT (now() AT TIME ZONE %(tz)s::text)::date)"
+
+_PAGE = "%(limit)s::bigint + 1"
+
+_WANTED = "SELECT query FROM wanted"
+
+_PRIORITY = "priority = %(priority)s::smallint"
 
 _OWNER = "user_id = %(user_id)s::text"
 
@@ -172,13 +193,17 @@ def statement(shape: Shape) -> Statement:
     key = _key(shape)
     direction = "ASC" if shape.order is Order.asc else "DESC"
     before, page = _page(shape, key, direction)
-    if _TERMS in page + "".join(before):
-        before = [f"wanted AS MATERIALIZED (SELECT ({_query(shape)})::tsquery AS query)", *before]
-    count = f"(SELECT count(*) FROM task WHERE {_found(shape)})" if shape.count else "NULL::bigint"
+    if (shape.words or shape.terms) and _states(shape):
+        wanted = (
+            f"SELECT ({_query(shape)})::tsquery AS query, ({_query(shape, rough=True)})::tsquery AS rough"
+        )
+        before = {"wanted": wanted, **before}
+    named = ", ".join(f"{name} AS MATERIALIZED ({query})" for name, query in before.items())
+    count = f"(SELECT count(*) FROM {_found(shape)} AS found)" if shape.count else "NULL::bigint"
     return Statement(
         _name(shape),
         f"""
-        {f"WITH {', '.join(before)}" if before else ""}
+        {f"WITH {named}" if named else ""}
         SELECT string_agg(body, ',' ORDER BY n) FILTER (WHERE n <= %(limit)s::bigint),
                max(id) FILTER (WHERE n > %(limit)s::bigint),
                max({key.text if key else "NULL::text"}) FILTER (WHERE n > %(limit)s::bigint),
@@ -212,62 +237,82 @@ def _ordered(key: _Key | None, direction: str) -> str:
     return f"{f'key {direction}, ' if key else ''}id {direction}"
 
 
-def _page(shape: Shape, key: _Key | None, direction: str) -> tuple[list[str], str]:
-    """The common table expressions that come before, and the query of the page's rows."""
+def _page(shape: Shape, key: _Key | None, direction: str) -> tuple[dict[str, str], str]:
+    """The common table expressions that come before, by name, and the query of the page's rows."""
     columns = f"{COLUMNS}, {key.column if key else 'NULL::text'} AS key"
-    compare = ">=" if shape.order is Order.asc else "<="
-    number = "0" if shape.order is Order.asc else "9223372036854775807"
-    start = f"id {compare} coalesce(%(start)s::bigint, {number})"
-    if key:
-        least = key.first if shape.order is Order.asc else key.last
-        start = (
-            f"({key.column}, id) {compare} (coalesce(%(key)s::text::{key.type}, {least}),"
-            f" coalesce(%(start)s::bigint, {number}))"
-        )
     ordered = _ordered(key, direction)
 
-    def read(source: str, condition: str, most: str = "%(limit)s::bigint + 1") -> str:
-        return (
-            f"(SELECT {columns} FROM {source} WHERE {condition} AND {start} ORDER BY {ordered} LIMIT {most})"
-        )
+    def read(source: str, *conditions: str, most: object = _PAGE) -> str:
+        where = _every(*conditions, _start(shape, key, by_index=source == "task"))
+        return f"(SELECT {columns} FROM {source} WHERE {where} ORDER BY {ordered} LIMIT {most})"
 
-    def union(parts: list[str], most: str = "%(limit)s::bigint + 1") -> str:
-        return (
-            f"({' UNION ALL '.join(parts)} ORDER BY {ordered} LIMIT {most})" if len(parts) > 1 else parts[0]
-        )
+    def union(parts: list[str], most: object = _PAGE) -> str:
+        return f"({' UNION ALL '.join(parts)} ORDER BY {ordered} LIMIT {most})" if parts[1:] else parts[0]
 
     states = _states(shape)
-    if shape.status is Status.deleted or shape.words or not states:
-        return [], read("task", _found(shape))
+    if shape.status is Status.deleted or not states:
+        return {}, read(f"{_found(shape)} AS found")
     if _is_walked(shape):
-        return [], union(
-            [read("task", _every(_where(state), *_filters(shape, bounds=True))) for state in states]
-        )
-    filters = _filters(shape, bounds=shape.sort is Sort.due)
-    limits = [_DUE[shape.due][0]] if shape.due and shape.sort is Sort.due else []
-    first = union([read("task", _every(_where(state), *limits), str(NEAR)) for state in states], str(NEAR))
-    seen = [_found(shape)]
-    if not _has_terms(shape):
-        seen = [_every(_where(state), *_filters(shape, bounds=True)) for state in states]
-    near, size = "(SELECT count(*) FROM near)", "(SELECT count(*) FROM few)"
-    missing = f"{near} <= %(limit)s::bigint"
-    few = " UNION ALL ".join(
-        f"(SELECT {COLUMNS} FROM task WHERE {missing} AND {condition})" for condition in seen
+        return {}, union([read("task", _where(state), *_filters(shape, bounds=True)) for state in states])
+
+    def walk(most: int, *conditions: str) -> str:
+        """The page's tasks among so many in the list's order."""
+        limits = [_DUE[shape.due][0]] if shape.due and shape.sort is Sort.due else []
+        walked = [read("task", *conditions, _where(state), *limits, most=most) for state in states]
+        rules = _every(*_filters(shape), *([f"{_TERMS} @@ ({_WANTED})"] if shape.words else []))
+        return f"SELECT * FROM {union(walked, most)} AS walked WHERE {rules} ORDER BY {ordered} LIMIT {_PAGE}"
+
+    # Words are not looked for in each task before it is known that many have them.
+    most, furthest = (FEW_WORDS, FAR_WORDS) if shape.words else (FEW, FAR)
+    near, few, far = (f"(SELECT size FROM {name}_size)" for name in ("near", "few", "far"))
+    before = {"near": "SELECT WHERE false" if shape.words else walk(NEAR)}
+    short = f"{near} <= %(limit)s::bigint"
+    # Dates go along with the order of most lists: where one match is, there are more, and elsewhere none.
+    promising = "false" if shape.due or shape.completed_at else f"{near} >= {PROMISING}"
+    rule = _every(*_filters(shape), _start(shape, key))
+    collected = " UNION ALL ".join(
+        f"(SELECT id, {key.column if key else 'NULL::text'} AS key, {rule} AS good FROM task"
+        f" WHERE {short} AND NOT {promising} AND {each})"
+        for each in _indexed(shape, first=True)
     )
-    before = [
-        f"""near AS MATERIALIZED (
-            SELECT * FROM {first} AS first WHERE {_every(*filters)}
-            ORDER BY {ordered} LIMIT %(limit)s::bigint + 1
-        )""",
-        f"few AS MATERIALIZED ({few} LIMIT {FEW + 1})",
+    before["few"] = f"{collected} LIMIT {most + 1}"
+    further = f"{short} AND ({promising} OR {few} > {most})"
+    before["far"] = walk(furthest, further)
+    top = (
+        f"(SELECT id AS found, key FROM few WHERE good AND {few} <= {most} ORDER BY {ordered} LIMIT {_PAGE})"
+    )
+    task = f"(SELECT {COLUMNS} FROM task WHERE {_OWNER} AND id = found OFFSET 0)"
+    before = {
+        each: query
+        for name, rows in before.items()
+        for each, query in ((name, rows), (f"{name}_size", f"SELECT count(*) AS size FROM {name}"))
+    }
+    parts = [
+        f"(SELECT {COLUMNS}, key FROM {top} AS top CROSS JOIN LATERAL {task} AS task)",
+        read("far", f"{far} > %(limit)s::bigint"),
+        read(f"{_found(shape)} AS found", further, f"{far} <= %(limit)s::bigint"),
     ]
-    return before, union(
-        [
-            read("near", f"{near} > %(limit)s::bigint"),
-            read("few", f"{missing} AND {size} <= {FEW}"),
-            *(read("task", _every(f"{size} > {FEW}", _where(state), *filters)) for state in states),
-        ]
-    )
+    if not shape.words:
+        parts.append(read("near", f"NOT {short}"))
+    return before, union(parts)
+
+
+def _start(shape: Shape, key: _Key | None, *, by_index: bool = False) -> str:
+    """Where the page starts.
+
+    A bound that an index takes is evaluated once, and any other for each row that is read. So with a dear one
+    (`by_index`) PostgreSQL walks the index that has the list's order, however few tasks it believes the user
+    to have, and does not sort all of them.
+    """
+    ascending = shape.order is Order.asc
+    compare = ">=" if ascending else "<="
+    number = f"coalesce(%(start)s::bigint, {0 if ascending else 9223372036854775807})"
+    if by_index:
+        number = f"CASE WHEN now() IS NULL THEN {_DEAR} ELSE {number} END"
+    if not key:
+        return f"id {compare} {number}"
+    first = f"coalesce(%(key)s::text::{key.type}, {key.first if ascending else key.last})"
+    return f"({key.column}, id) {compare} ({first}, {number})"
 
 
 def _is_walked(shape: Shape) -> bool:
@@ -280,11 +325,6 @@ def _is_walked(shape: Shape) -> bool:
         or (shape.due is DueFilter.none and by_id)
         or (shape.due is not None and shape.sort is Sort.due)
     )
-
-
-def _has_terms(shape: Shape) -> bool:
-    """Whether the index of terms finds what the filters let through."""
-    return shape.words or shape.terms or shape.priority
 
 
 def _states(shape: Shape) -> list[Status]:
@@ -305,25 +345,49 @@ def _where(state: Status) -> str:
 
 
 def _found(shape: Shape) -> str:
-    """All tasks of the list, as indexes of the filters find them."""
-    states = _states(shape)
-    if not states:
-        return "false"
-    state = f"{_OWNER} AND deleted_at IS NULL" if len(states) > 1 else _where(states[0])
-    conditions = [state, *_filters(shape, bounds=True)]
-    if _has_terms(shape) and not _is_walked(shape):
-        conditions += [f"{_TERMS} @@ (SELECT query FROM wanted)"] * _REPEATED
-    return _every(*conditions)
+    """All tasks of the list, as an index of a filter finds them."""
+    read = " UNION ALL ".join(
+        f"(SELECT {COLUMNS} FROM task WHERE {each} OFFSET 0)" for each in _indexed(shape)
+    )
+    return f"(SELECT * FROM ({read}) AS read WHERE {_every(*_filters(shape))})"
 
 
-def _filters(shape: Shape, *, bounds: bool) -> list[str]:
-    """What must hold of a task; with `bounds` in such words that indexes help, else that none does."""
+def _indexed(shape: Shape, *, first: bool = False) -> list[str]:
+    """Conditions that a single index answers, of which each task of the list meets one.
+
+    No other filter stands beside them, so that there is no choice between indexes. `first`: where two indexes
+    come into question, that of dates, which are mostly few.
+    """
+    states = [_where(state) for state in _states(shape)]
+    dates = first and not shape.words
+    if shape.completed_at and (dates or shape.filters == 1):
+        limits = _DONE[0]
+    elif shape.due and (shape.filters == 1 or (dates and shape.due in (DueFilter.ahead, DueFilter.range))):
+        limits = _DUE[shape.due][0]
+    elif shape.words or shape.terms:
+        found = f"{_TERMS} @@ ({_WANTED})"
+        return (
+            [_every(_OWNER, found, *[f"{_TERMS} @@ (SELECT rough FROM wanted)"] * _ROUGH)]
+            if states
+            else ["false"]
+        )
+    elif shape.priority:
+        limits = _PRIORITY
+    elif shape.due:
+        limits = _DUE[shape.due][0]
+    else:
+        limits = "true"
+    return [_every(state, limits) for state in states] or ["false"]
+
+
+def _filters(shape: Shape, *, bounds: bool = False) -> list[str]:
+    """What must hold of a task; with `bounds` also in such words that an index helps."""
     filters = []
     if shape.terms:
-        filters.append("tags @> string_to_array(%(tags)s::text, ' ')")
+        filters.append("tags @> (SELECT string_to_array(%(tags)s::text, ' '))")
         filters.append("(%(project)s::text IS NULL OR project = %(project)s::text)")
     if shape.priority:
-        filters.append(f"priority{'' if bounds else ' + 0'} = %(priority)s::smallint")
+        filters.append(_PRIORITY)
     for limits, rule in (
         *([_DUE[shape.due]] if shape.due else ()),
         *([_DONE] if shape.completed_at else ()),
@@ -333,28 +397,28 @@ def _filters(shape: Shape, *, bounds: bool) -> list[str]:
 
 
 def _every(*conditions: str) -> str:
-    return " AND ".join(conditions)
+    return " AND ".join(conditions) or "true"
 
 
-def _query(shape: Shape) -> str:
+def _query(shape: Shape, *, rough: bool = False) -> str:
     """What is searched for in the index of terms: all words, as the beginnings of words, tags and the rest.
 
-    Null, which finds nothing, where `q` has no word in it.
+    Null, which finds nothing, where `q` has no word in it. `rough`: only the part of it that is found sooner,
+    which are whole terms, else the longest word.
     """
 
     def terms(state: Status) -> str:
         who = f"%(user_id)s::text, {_STATES[state][0]}"
         parts = []
-        if shape.words:
-            called = f"task_terms({who}, %(q)s::text, NULL, '{{}}', NULL, NULL)"
-            parts.append(
-                f"SELECT string_agg({_QUOTED} || ':*', '&') FROM unnest(tsvector_to_array({called})) AS term"
-            )
-        if shape.terms or shape.priority:
-            tags = "string_to_array(%(tags)s::text, ' ')" if shape.terms else "'{}'"
-            project = "%(project)s::text" if shape.terms else "NULL"
+        if shape.words and not (rough and shape.terms):
+            called = f"unnest(tsvector_to_array(task_terms({who}, %(q)s::text, NULL, '{{}}', NULL, NULL)))"
+            if rough:
+                called = f"(SELECT term FROM {called} AS term ORDER BY length(term) DESC LIMIT 1)"
+            parts.append(f"SELECT string_agg({_QUOTED} || ':*', '&') FROM {called} AS each(term)")
+        if shape.terms:
+            tags = "string_to_array(%(tags)s::text, ' ')"
             priority = "%(priority)s::smallint" if shape.priority else "NULL"
-            called = f"task_terms({who}, NULL, NULL, {tags}, {project}, {priority})"
+            called = f"task_terms({who}, NULL, NULL, {tags}, %(project)s::text, {priority})"
             parts.append(
                 f"SELECT string_agg({_QUOTED}, '&') FROM unnest(tsvector_to_array({called})) AS term"
             )
