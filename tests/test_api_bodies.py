@@ -289,6 +289,25 @@ async def test_what_is_no_completion(api: httpx.AsyncClient, body: Any) -> None:
     assert (await api.get(TASK)).json()["completed"] is False
 
 
+async def test_what_is_wrong_is_said_plainly(api: httpx.AsyncClient) -> None:
+    """The detail names the member and not the body, and says what is missing in words of JSON."""
+    object_wanted = "This must be a JSON object."
+    for path, body, detail in (
+        (TASKS, [], f"body: {object_wanted}"),
+        (f"{TASKS}/bulk", [], f"body: {object_wanted}"),
+        (f"{TASKS}/bulk", {"operations": ["x"]}, f"operations.0: {object_wanted}"),
+        (
+            f"{TASKS}/bulk",
+            {"operations": [{"op": "create", "key": "k", "task": []}]},
+            f"operations.0.task: {object_wanted}",
+        ),
+        (TASKS, {"title": "x", "extra": []}, f"extra: {object_wanted}"),
+        (TASKS, {}, "title: This is required."),
+    ):
+        answer = await api.post(path, content=as_json(body))
+        assert (problem(answer), answer.json()["detail"]) == ((422, "validation_failed"), detail)
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT"])
 async def test_title_is_required(api: httpx.AsyncClient, method: str) -> None:
     """POST and PUT need a title, and the error says so."""

@@ -23,6 +23,7 @@ from conftest import SECRET, Server, User, make_settings, make_user, stop, until
 from taskctl.server import migrations
 from taskctl.server.embedded import EmbeddedPostgres
 from taskctl.server.purge import purge
+from taskctl.server.users import erase as erase_user
 
 CHANGES = "/api/v1/me/changes"
 TASKS = "/api/v1/me/tasks"
@@ -460,7 +461,7 @@ async def test_a_page_of_long_tasks_is_short(api: httpx.AsyncClient) -> None:
     assert first + (await numbers(api, since=cursor, limit=500))[0] == list(range(1, 41))
 
 
-@pytest.mark.parametrize("since", ["", "Now", "AAAAAAAAAAA", "AAAAAAAAAAAAAAAAAAAA", "%00", "é" * 20])
+@pytest.mark.parametrize("since", ["", "Now", "AAAAAAAAAAA", "A" * 20, "A" * 32, "%00", "é" * 32])
 async def test_a_cursor_that_is_none(api: httpx.AsyncClient, since: str) -> None:
     """What is no cursor is 400."""
     answer = await api.get(CHANGES, params={"since": since})
@@ -479,6 +480,48 @@ async def test_cursors_of_others_and_of_the_future(
     execute(database_url, "UPDATE account SET last_change = 1 WHERE user_id = %s", user.id)
     answer = await api.get(CHANGES, params={"since": cursor})
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
+
+
+def test_a_cursor_is_of_one_life(replicas: list[Server], database: str, user: User) -> None:
+    """Who begins anew after they were erased has other changes under the numbers: old cursors are 410.
+
+    A stream from before ends. A cursor of when there was no account yet has missed nothing.
+    """
+    url = replicas[0].url
+
+    def read(since: str | None = None) -> httpx.Response:
+        return httpx.get(url + CHANGES, params={"since": since} if since else {}, headers=user.headers)
+
+    def write(count: int) -> None:
+        for _ in range(count):
+            assert httpx.post(url + TASKS, json={"title": "x"}, headers=user.headers).status_code == 201
+
+    nothing = read().json()["next_cursor"]
+    write(2)
+    old = read().json()["next_cursor"]
+    assert read(old).json()["items"] == []
+    with stream(replicas[0], user) as response:
+        found = events(response)
+        assert [each.id for each in numbered(found, 2)][-1] == old
+        erase_user(make_settings(database), user.id)
+        assert read(old).status_code == 410
+        assert read(nothing).json() == {"items": [], "next_cursor": nothing, "more": False}
+        write(3)
+        assert [each for each in found if each.item] == []
+    answer = read(old)
+    assert (answer.status_code, answer.json()["code"]) == (410, "changes_expired")
+    with stream(replicas[0], user, **{"Last-Event-ID": old}) as response:
+        assert response.status == 410
+    assert [item["number"] for item in read(nothing).json()["items"]] == [1, 2, 3]
+    assert read("now").json()["next_cursor"] != old
+    assert read(read().json()["next_cursor"]).json()["items"] == []
+    execute(database, "UPDATE account SET last_change = 0 WHERE user_id = %s", user.id)
+    execute(database, "DELETE FROM change WHERE user_id = %s", user.id)
+    with_tasks = read().json()["next_cursor"]
+    assert read(with_tasks).status_code == 200
+    erase_user(make_settings(database), user.id)
+    write(1)
+    assert read(with_tasks).status_code == 410
 
 
 async def test_changes_that_are_no_longer_kept(api: httpx.AsyncClient, database_url: str, user: User) -> None:

@@ -252,6 +252,8 @@ def test_today_is_where_the_person_is(run):
 def test_a_terminal_shows_what_is_to_be_done(environ, run):
     """A terminal gets pending tasks by due date, with their details beside or, where narrow, below.
 
+    Chosen columns that do not fit beside one another are below one another, and none is missing.
+
     The columns of groups stand below one another.
     """
     run("add", "-", given=TASKS)
@@ -267,6 +269,18 @@ def test_a_terminal_shows_what_is_to_be_done(environ, run):
         "    2 days ago  low  flat",
         "    +home",
         "1 shown; --all for all of them.",
+    ]
+    chosen = ("ls", "--limit", "2", "--columns", "id,title,due,status,version")
+    stacked = taskctl_in_terminal(*chosen, environ={**environ, "COLUMNS": "20"}).out
+    assert [line.rstrip() for line in stacked.splitlines()[:8]] == [
+        "ID       1",
+        "Title    Pay rent",
+        "Due      2 days ago",
+        "Status",
+        "Version  1",
+        "",
+        "ID       2",
+        "Title    Buy milk",
     ]
     groups = taskctl_in_terminal("ls", "--group", "tag", environ=environ).out
     assert [line for line in groups.splitlines() if "(" in line] == ["+family (1)", "+home (2)", "No tag (3)"]

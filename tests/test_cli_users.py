@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,8 @@ def test_list(environ: dict[str, str]) -> None:
     done = taskctl("users", "list", "--json", environ=environ)
     found = {row["user_id"]: (row["tasks"], row["pending"], row["trash"]) for row in json.loads(done.out)}
     assert found == {"ada": (2, 1, 1), "bob": (1, 1, 0), ODD: (2, 2, 0)}
+    moments = [row[name] for row in json.loads(done.out) for name in ("created_at", "changed_at")]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", each) for each in moments)
     lines = taskctl("users", "list", environ=environ).out.splitlines()
     assert [line.split("\t")[:4] for line in lines] == [
         ["ada", "2", "1", "1"], ["bob", "1", "1", "0"], [ODD.replace("\u202e", "\\u202e"), "2", "2", "0"]
@@ -77,6 +82,26 @@ def test_export(environ: dict[str, str], tmp_path: Path, user: str) -> None:
     titles = {each["row"]["title"] for each in told if each["table"] == "task"}
     assert titles == {f"{user} {number}" for number in range(proof["rows"]["task"])}
     assert taskctl("users", "export", user, environ=environ).out.encode() == file.read_bytes()
+
+
+def test_an_export_that_cannot_be_written(environ: dict[str, str], tmp_path: Path) -> None:
+    """It is told plainly and leaves nothing; what stood there is replaced by a private file, or stays."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for nowhere in (folder, folder / "none" / "ada.ndjson", Path("/dev/null")):
+        done = taskctl("users", "export", "ada", str(nowhere), environ=environ)
+        assert (done.code, "(local_error)" in done.err, str(nowhere) in done.err) == (1, True, True), done.err
+    file = folder / "ada.ndjson"
+    file.write_text("Earlier")
+    file.chmod(0o644)
+    command = ["sh", "-c", 'ulimit -f 1; exec "$@"', "sh", sys.executable, "-m", "taskctl", "users", "export"]
+    full = subprocess.run([*command, "ada", str(file)], env=environ, stderr=subprocess.PIPE, check=False)
+    assert (full.returncode, b"file too large. (local_error)" in full.stderr) == (1, True), full.stderr
+    assert taskctl("users", "export", "nobody", str(file), environ=environ).code == 5
+    assert (file.read_text(), [*folder.iterdir()]) == ("Earlier", [file])
+    assert taskctl("users", "export", "ada", str(file), environ=environ).code == 0
+    assert (file.stat().st_mode & 0o777, [*folder.iterdir()]) == (0o600, [file])
+    assert json.loads(file.read_bytes().splitlines()[-1])["proof"]["rows"] == rows(environ, "ada")
 
 
 def test_erase(environ: dict[str, str]) -> None:

@@ -27,9 +27,11 @@ from conftest import (
     wait_until_ready,
 )
 from taskctl import contexts, outbox
+from taskctl.client import Client
+from taskctl.desk import Desk
 from taskctl.errors import LocalError, ServerUnreachable, TaskNotFound, UsageInvalid, catalogue
 from taskctl.outbox import Outbox, Waiting
-from test_client import CUT, TASK, Scripted, http, ok, problem
+from test_client import CUT, TASK, FakeTime, Scripted, http, ok, problem
 
 
 @pytest.fixture
@@ -59,6 +61,22 @@ def send(environ: dict[str, str]) -> list[outbox.Delivered]:
     with opened(environ | {"TASKCTL_TIMEOUT": "30"}, on_delivered=delivered.append):
         pass
     return delivered
+
+
+def test_a_person_waits_for_a_connection_a_little(environ, cable):
+    """Reading gives up as soon as a change is kept; where nothing is to be kept both have all the time."""
+    cable.cut()
+    for keeps, least, most in (({}, 0, 5), ({"TASKCTL_OFFLINE": "never"}, 5, 30)):
+        fake = FakeTime()
+        options = {"timeout": 30, "sleep": fake.sleep, "clock": fake.clock}
+        settings = contexts.resolve(contexts.Flags(), environ)
+        client = Client(settings.server, settings.token, **options)
+        with (
+            Desk(client, settings, environ=environ | keeps, patience=5) as desk,
+            pytest.raises(ServerUnreachable),
+        ):
+            desk.client.read_task(1)
+        assert least < fake.now < most
 
 
 # The commands

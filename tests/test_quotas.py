@@ -174,6 +174,31 @@ async def test_at_the_same_moment(database_url: str, user: User) -> None:
     assert (await is_counted(database_url, user))[0] == 20
 
 
+async def test_room_that_comes_and_goes(three: httpx.AsyncClient) -> None:
+    """While tasks are deleted and made at the limit, what is refused is told of the quota that there is."""
+    for _ in range(3):
+        await create(three)
+    refusals: list[tuple[str, int, int]] = []
+
+    async def restore() -> None:
+        for _ in range(20):
+            await three.delete(f"{TASKS}/1")
+            answer = await three.post(f"{TASKS}/1/restore")
+            if answer.status_code == 403:
+                refusals.append(refused(answer))
+
+    async def make_one() -> None:
+        for _ in range(20):
+            answer = await create(three)
+            if answer.status_code == 201:
+                await three.delete(f"{TASKS}/{answer.json()['id']}")
+            elif answer.status_code == 403:
+                refusals.append(refused(answer))
+
+    await asyncio.gather(restore(), *(make_one() for _ in range(6)))
+    assert set(refusals) == {("tasks", 3, 3)}
+
+
 async def test_counted_whatever_is_done(app: FastAPI, database_url: str) -> None:
     """After any changes, many at the same moment, as many tasks and bytes are counted as there are."""
     user = make_user()

@@ -77,8 +77,8 @@ class Desk:
         settings: whose it is.
         environ: the environment's variables.
         sends: whether to send what waits at once, if the server answers; else it is left to `send_waiting`.
-        patience: seconds that a change which can be kept waits for a connection, and anything does once there
-            was none; None for as long as for an answer.
+        patience: seconds that a request waits for a connection, where `sends` and changes are kept; None for
+            as long as for an answer.
         on_delivered: told of each waiting change that was sent or refused.
         on_unnoted: told where the journal cannot be written, which is no reason to fail.
 
@@ -113,6 +113,8 @@ class Desk:
 
     def __enter__(self) -> Self:
         """Send what waits, if the server answers."""
+        if self._sends:
+            self.client.hurry(self._patience)
         if self._sends and (outbox := self.outbox()) is not None and outbox.load().sendable():
             try:
                 self._send_if_reachable(outbox)
@@ -160,7 +162,6 @@ class Desk:
         except TaskctlError as error:
             if is_away(error):
                 self.away = error
-                self.client.hurry(self._patience)
                 return
         try:
             self.send_waiting(outbox)
@@ -254,8 +255,6 @@ class Desk:
                 raise TaskNotFound(f"There is no task {operation['id']} at the server.")
             return self._keep(operation, tried=False)
         tried = False
-        if self._keeps:
-            self.client.hurry(self._patience)
         if self.away is None:
             try:
                 before = before or self._read(operation)

@@ -233,7 +233,7 @@ class MethodNotAllowed(TaskctlError):
 
 
 class ChangesExpired(TaskctlError):
-    """Changes after this cursor are no longer kept; read the tasks again."""
+    """Changes after this cursor are no longer kept, or were erased; read the tasks again."""
 
     code, status, exit_code = "changes_expired", 410, 5
 

@@ -52,7 +52,7 @@ def export(
     _, zone = clock.here()
     with (
         output.client(context) as client,
-        _written(to) as out,
+        written(to) as out,
         output.progress(None, streaming=to is None) as progress,
     ):
 
@@ -68,15 +68,21 @@ def export(
 
 
 @contextmanager
-def _written(to: str | None) -> Iterator[IO[bytes]]:
-    """Where an export goes: stdout, or a file that takes its place when it is whole."""
+def written(to: str | None) -> Iterator[IO[bytes]]:
+    """Where an export goes: stdout, or a private file that takes its place when it is whole.
+
+    Raises:
+        LocalError: it cannot be written; what stood there is as it was.
+    """
     if to is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
     from tempfile import NamedTemporaryFile
 
-    target = Path(to)
+    target = Path(os.path.realpath(to))
+    if target.exists() and not target.is_file():
+        raise LocalError(f"Cannot write {to}: it is no regular file.")
     try:
         with NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as out:
             try:

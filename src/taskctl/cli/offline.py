@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 _PATIENCE = 5.0
-"""Seconds that a person waits for a connection until a change is kept, unless they have set a timeout."""
+"""Seconds that a person waits for a connection, unless they have set a timeout."""
 
 
 @contextmanager

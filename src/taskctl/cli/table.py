@@ -72,10 +72,13 @@ def print_table(
         columns = [column for column in columns if column not in below]
     groups = list(_groups(tasks, group, here))
     aligned = _aligned(tasks, columns, widths, here, size.columns) if len(groups) > 1 else {}
+    stacked = bool(chosen) and size.columns < _least(columns, widths)
     for number, (heading, members) in enumerate(groups):
         if heading:
             console.print(f"{chr(10) if number else ''}{heading}", style="bold underline")
-        console.print(_table(members, columns, below, here, aligned))
+        console.print(
+            _stack(members, columns, here) if stacked else _table(members, columns, below, here, aligned)
+        )
 
 
 def _suiting(tasks: Sequence["TaskDict"]) -> list[Column]:
@@ -97,6 +100,16 @@ def _widths(tasks: Sequence["TaskDict"], columns: Iterable[Column], here: _Here)
         for column in columns
         if column not in _FLOWING
     }
+
+
+def _least(columns: Sequence[Column], widths: Mapping[Column, int]) -> int:
+    """Cells that these columns need beside one another."""
+    return sum(
+        min(widths.get(column, _FLOWING_MIN), _FLOWING_MIN)
+        if column in (*_FLOWING, *_FOLDED)
+        else widths[column]
+        for column in columns
+    ) + _GAP * (len(columns) - 1)
 
 
 def _aligned(
@@ -157,6 +170,21 @@ def _table(
             title = columns.index(Column.title)
             cells[title] = Text("\n").join([cells[title], Text("  ").join(details)])
         table.add_row(*cells)
+    return table
+
+
+def _stack(tasks: Iterable["TaskDict"], columns: Sequence[Column], here: _Here) -> "Table":
+    """The tasks below one another, a line or more for each column: for more than stand side by side."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, _GAP, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for number, task in enumerate(tasks):
+        if number:
+            table.add_row()
+        for column in columns:
+            table.add_row(_head(column) or column.value.capitalize(), _cell(task, column, here))
     return table
 
 

@@ -1,9 +1,8 @@
 """`taskctl users`: the people in the database, for its operator."""
 
-import contextlib
+import itertools
 import sys
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +14,7 @@ from taskctl.errors import UsageInvalid
 from taskctl.vocabulary import QUOTA_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 app = typer.Typer(help="The people in the database.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -59,15 +58,16 @@ def export(
     """Write all that the database has about a person, a JSON object a line.
 
     The last line is the proof: the rows of each table, and the SHA-256 of the lines before it.
+    The file is private, and appears when it is complete.
     """
+    from taskctl.cli.exporting import written
     from taskctl.server import users
 
     with database() as settings:
         lines = users.export(settings, user)
         first = next(lines)  # whether there is anything at all, before a file is made
-        with _opened(file) as stream:
-            stream.write(first)
-            stream.writelines(lines)
+        with written(None if file == "-" else file) as out:
+            out.writelines(line.encode() for line in itertools.chain([first], lines))
 
 
 @app.command()
@@ -156,15 +156,3 @@ def _limit(option: str, text: str, read: "Callable[[str], int]") -> int | None:
     except ValueError:
         pass
     raise UsageInvalid(f"{option} takes `none`, `default` or a number from 1, not {output.escaped(text)}.")
-
-
-@contextlib.contextmanager
-def _opened(file: str) -> "Iterator[IO[str]]":
-    """Stdout, or a new file that only its owner reads."""
-    if file == "-":
-        yield sys.stdout
-        return
-    path = Path(file)
-    path.touch(mode=0o600)
-    with path.open("w", encoding="utf-8", newline="\n") as stream:
-        yield stream

@@ -365,6 +365,8 @@ READ_CHANGES = Statement(
     "read_changes",
     f"""
     SELECT coalesce((SELECT last_change FROM account WHERE user_id = %(user_id)s), 0),
+           coalesce((SELECT (extract(epoch FROM created_at) * 1000000)::bigint
+                     FROM account WHERE user_id = %(user_id)s), 0),
            (SELECT number FROM change WHERE user_id = %(user_id)s ORDER BY number LIMIT 1),
            string_agg(
                (SELECT concat(number, ' ', type, ' ', row_to_json(wire))
@@ -389,9 +391,10 @@ READ_CHANGES = Statement(
 )
 """The changes after a number, up to a number of them and about so many bytes, at least one.
 
--> the last number that was taken, the oldest that is kept, the page's changes (number, type and JSON, with a
-space between them) or null when there are none, the last one's number, whether there are more. All of one
-moment: every change up to the last number that was taken is in the log or has been purged from it.
+-> the last number that was taken; when the account was made, in microseconds since 1970 (both 0 without one);
+the oldest that is kept; the page's changes (number, type and JSON, with a space between them) or null when
+there are none; the last one's number; whether there are more. All of one moment: every change up to the last
+number that was taken is in the log or has been purged from it.
 """
 
 READ_REVISION = Statement(

@@ -47,7 +47,14 @@ RETRY_AFTER = {
 }
 """How the OpenAPI document has the header of an answer that tells when to try again."""
 
-_MESSAGES = {"extra_forbidden": "There is nothing of this name.", "missing": "This is required."}
+_OBJECT = "This must be a JSON object."
+_MESSAGES = {
+    "extra_forbidden": "There is nothing of this name.",
+    "missing": "This is required.",
+    "dict_type": _OBJECT,
+    "model_type": _OBJECT,
+    "model_attributes_type": _OBJECT,
+}
 """Said in place of pydantic's own words."""
 
 _READING = frozenset({"GET", "HEAD"})
@@ -325,7 +332,7 @@ def _invalid(loc: tuple[str | int, ...], message: str, kind: str) -> dict[str, A
 def _summary(errors: list[dict[str, Any]]) -> str:
     """The first error as a sentence, for those who read only the detail."""
     first = errors[0]
-    where = ".".join(str(each) for each in first["loc"])
+    where = ".".join(str(each) for each in first["loc"][1:] or first["loc"])
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return f"{where}: {first['msg'].rstrip('.')}{more}."
 

@@ -14,7 +14,7 @@ from psycopg import sql
 from taskctl.config import ServerSettings
 from taskctl.errors import UserNotFound
 from taskctl.server import migrations
-from taskctl.server.queries import COUNT_USAGE, octets
+from taskctl.server.queries import COUNT_USAGE, octets, wire_time
 
 _BATCH = 500
 """Rows that are fetched at a time, so that an export's size is no matter of memory."""
@@ -34,7 +34,7 @@ SELECT json_build_object(
     'trash', count(t.deleted_at),
     'bytes', coalesce(sum({octets()}) FILTER (WHERE t.deleted_at IS NULL), 0),
     'quota_tasks', a.quota_tasks, 'quota_bytes', a.quota_bytes,
-    'created_at', a.created_at, 'changed_at', max(t.updated_at)
+    'created_at', {wire_time("a.created_at")}, 'changed_at', {wire_time("max(t.updated_at)")}
 )::text
 FROM account AS a LEFT JOIN task AS t ON t.user_id = a.user_id
 GROUP BY a.user_id ORDER BY a.user_id

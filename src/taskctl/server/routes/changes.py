@@ -1,6 +1,7 @@
 """The log of one user's changes: `/api/v1/{user_id}/changes`, page by page or as server-sent events.
 
-A cursor names the last change that its reader knows, and the user. Events are those of
+A cursor names the last change that its reader knows, the user, and the life of their account: numbers begin
+anew with an account that is made after the user was erased. Events are those of
 https://html.spec.whatwg.org/multipage/server-sent-events.html.
 """
 
@@ -9,6 +10,7 @@ import base64
 import hashlib
 import random
 import re
+import struct
 import time
 from typing import Annotated, Any, NamedTuple
 
@@ -48,10 +50,10 @@ _LONGEST_SECONDS = 86400.0
 """How long a stream lasts at the most."""
 
 _NOW = "now"
-_CURSOR = re.compile(r"[A-Za-z0-9_-]{20}")
+_CURSOR = re.compile(r"[A-Za-z0-9_-]{32}")
 _WEIGHT = re.compile(r"[01](\.[0-9]{0,3})?")
-_CURSOR_BYTES = 15
-"""Eight of the number and the rest of the user's digest: twenty characters of base64, and no padding."""
+_CURSOR_BYTES = struct.Struct(">Q8sQ")
+"""Number, digest of the user, and life: 32 characters of base64, and no padding."""
 
 _CHANGES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -60,7 +62,7 @@ _CHANGES: dict[int | str, dict[str, Any]] = {
         "content": {EVENT_STREAM: {"schema": {"type": "string"}}},
     },
     400: {"model": Problem, "description": "The cursor is none of this user's."},
-    410: {"model": Problem, "description": "Changes after the cursor are no longer kept."},
+    410: {"model": Problem, "description": "Changes after the cursor are no longer kept, or were erased."},
 }
 
 router = APIRouter(
@@ -72,12 +74,20 @@ router = APIRouter(
 )
 
 
+class _Place(NamedTuple):
+    """After which change a page begins."""
+
+    number: int
+    life: int
+    """When the account was made, in microseconds since 1970 (UTC); 0 where there was none yet."""
+
+
 class _Page(NamedTuple):
     """Changes as the log has them: number, type and JSON."""
 
     items: list[tuple[int, bytes, bytes]]
-    reached: int
-    """The number after which the next page begins."""
+    reached: _Place
+    """Where the next page begins."""
     more: bool
 
 
@@ -182,10 +192,10 @@ class _Events(_EventStream):
             page = self._page
             events = b"".join(self._event(*item) for item in page.items)
             told = page.items[-1][0] if page.items else told
-            if told != page.reached:
+            if told != page.reached.number:
                 # Sets the reader's last event id without an event: for one who has seen none, or after a gap.
-                events += b"id: %b\n\n" % self._cursor(page.reached)
-                told = page.reached
+                events += b"id: %b\n\n" % self._cursor(page.reached.number)
+                told = page.reached.number
             if events:
                 await _send(send, events)
                 beat_at = time.monotonic() + heartbeat
@@ -228,7 +238,8 @@ class _Events(_EventStream):
         return b"id: %b\nevent: %b\ndata: %b\n\n" % (self._cursor(number), kind, item)
 
     def _cursor(self, number: int) -> bytes:
-        return _encode_cursor(self._call.identity.user_id, number).encode()
+        place = self._page.reached._replace(number=number)
+        return _encode_cursor(self._call.identity.user_id, place).encode()
 
 
 async def _send(send: Send, body: bytes) -> None:
@@ -240,32 +251,35 @@ async def _read(call: Call, since: str | None, limit: int, size: int) -> _Page:
     if since is None:
         return await _read_after(call, None, limit, size)
     if since == _NOW:
-        return await _read_after(call, TASK_ID_MAX, limit, size)
+        return await _read_after(call, _Place(TASK_ID_MAX, 0), limit, size)
     return await _read_after(call, _decode_cursor(call.identity.user_id, since), limit, size)
 
 
-async def _read_after(call: Call, after: int | None, limit: int, size: int) -> _Page:
-    """The changes after a number; None: all that are kept; the largest there is: none.
+async def _read_after(call: Call, after: _Place | None, limit: int, size: int) -> _Page:
+    """The changes after a place; None: all that are kept; the largest number there is: none.
 
     Changes are purged oldest first, so that none is missing after a number where the one behind it, or every
     later one, is still there.
 
     Raises:
         BadRequest: the number was never given out, or by a database that was replaced by an older copy.
-        ChangesExpired: some of the changes after it have been purged.
+        ChangesExpired: some of the changes after it have been purged, or its account was erased.
     """
-    row = await call.fetch(queries.READ_CHANGES, after=Int8(after or 0), limit=Int8(limit), bytes=Int8(size))
-    taken, oldest, body, last, more = row or (0, None, None, None, False)
-    if after is not None and after != TASK_ID_MAX:
-        if after > taken:
+    number = 0 if after is None else after.number
+    row = await call.fetch(queries.READ_CHANGES, after=Int8(number), limit=Int8(limit), bytes=Int8(size))
+    taken, life, oldest, body, last, more = row or (0, 0, None, None, None, False)
+    if after is not None and number != TASK_ID_MAX:
+        if after.life not in {0, life}:
+            raise ChangesExpired
+        if number > taken:
             raise BadRequest("The cursor is ahead of all changes; read the tasks again and start from now.")
-        if after < (taken if oldest is None else oldest - 1):
+        if number < (taken if oldest is None else oldest - 1):
             raise ChangesExpired
     items = []
     for each in body.split(queries.CHANGE_SEPARATOR) if body else ():
         number, kind, item = each.split(b" ", 2)
         items.append((int(number), kind, item))
-    return _Page(items, last if more else taken, more)
+    return _Page(items, _Place(last if more else taken, life), more)
 
 
 def _wants_events(accept: str) -> bool:
@@ -279,18 +293,17 @@ def _wants_events(accept: str) -> bool:
 
 
 def _digest(user_id: str) -> bytes:
-    digest = hashlib.sha256(user_id.encode("utf-8", "surrogatepass")).digest()
-    return digest[: _CURSOR_BYTES - 8]
+    return hashlib.sha256(user_id.encode("utf-8", "surrogatepass")).digest()[:8]
 
 
-def _encode_cursor(user_id: str, number: int) -> str:
-    return base64.urlsafe_b64encode(number.to_bytes(8, "big") + _digest(user_id)).decode("ascii")
+def _encode_cursor(user_id: str, place: _Place) -> str:
+    packed = _CURSOR_BYTES.pack(place.number, _digest(user_id), place.life)
+    return base64.urlsafe_b64encode(packed).decode("ascii")
 
 
-def _decode_cursor(user_id: str, cursor: str) -> int:
+def _decode_cursor(user_id: str, cursor: str) -> _Place:
     if _CURSOR.fullmatch(cursor):
-        decoded = base64.urlsafe_b64decode(cursor)
-        number = int.from_bytes(decoded[:8], "big")
-        if decoded[8:] == _digest(user_id) and number < TASK_ID_MAX:
-            return number
+        number, digest, life = _CURSOR_BYTES.unpack(base64.urlsafe_b64decode(cursor))
+        if digest == _digest(user_id) and number < TASK_ID_MAX and (life or not number):
+            return _Place(number, life)
     raise BadRequest("The cursor is not one that this server gave out to you; start again without it.")

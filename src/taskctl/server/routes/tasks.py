@@ -334,7 +334,7 @@ def quotas(call: Call) -> dict[str, Any]:
 
 
 async def make_room(call: Call, of: str | None = None) -> None:
-    """Return where a change was refused for want of counting, and can be tried again.
+    """Return where a change can be tried again: it was not counted, or there is room by now.
 
     Args:
         call: the request.
@@ -353,13 +353,15 @@ async def make_room(call: Call, of: str | None = None) -> None:
     )
     if recounted:
         return
-    if of == "tasks" or (of is None and most_tasks is not None and tasks >= most_tasks):
+    if of != "bytes" and most_tasks is not None and tasks >= most_tasks:
         raise QuotaExceeded(
             f"You have {tasks} of the {most_tasks} tasks that you may have: delete some.",
             quota="tasks",
             used=tasks,
             limit=most_tasks,
         )
+    if of == "tasks" or not most_bytes:
+        return
     raise QuotaExceeded(
         f"Your tasks take {size} of the {most_bytes} bytes that they may take: delete some.",
         quota="bytes",
