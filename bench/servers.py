@@ -100,7 +100,20 @@ def serving(name: str, database_url: str) -> Iterator[tuple[int, int]]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of a process, its descendants, and those of them that have ended (proc(5), /proc/PID/stat)."""
+    """CPU time of a process, its descendants, and those of them that have ended (proc(5), /proc/PID/stat).
+
+    What ends meanwhile may be missing, as one file is read after the other.
+    """
+    return sum(_ticks(pid).values()) / os.sysconf("SC_CLK_TCK")
+
+
+def processes(pid: int) -> set[int]:
+    """A process and its descendants."""
+    return set(_ticks(pid))
+
+
+def _ticks(pid: int) -> dict[int, int]:
+    """CPU time by process, in the kernel's units."""
     ticks, parents = {}, {}
     for file in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -110,13 +123,14 @@ def cpu_seconds(pid: int) -> float:
         each = int(file.parent.name)
         parents[each] = int(fields[1])
         ticks[each] = sum(int(field) for field in fields[11:15])
-    total = 0
+    found = {}
     for each, used in ticks.items():
         ancestor = each
         while ancestor not in (pid, 0):
             ancestor = parents.get(ancestor, 0)
-        total += used if ancestor == pid else 0
-    return total / os.sysconf("SC_CLK_TCK")
+        if ancestor == pid:
+            found[each] = used
+    return found
 
 
 def resident_mebibytes(pid: int) -> float:
