@@ -2,11 +2,10 @@
 
 import re
 import sys
-import time
 from pathlib import Path
 
 from bench.load import USERS
-from bench.servers import PARAMETERS, STATEMENTS, cpu_seconds, processes
+from bench.servers import PARAMETERS, STATEMENTS, cpu_seconds
 from taskctl.models import Task
 from taskctl.server.embedded import EmbeddedPostgres
 
@@ -18,8 +17,6 @@ _VALUES = {
     "completed": ":done",
 }
 """What stands for each parameter, where that is not what the servers' references have."""
-
-_END_SECONDS = 5
 
 _FIELDS = ", ".join(Task.model_fields)
 
@@ -86,14 +83,10 @@ def _run(cluster: EmbeddedPostgres, postmaster: int, place: Path, sql: str, seco
     script = place / "script.sql"
     script.write_text(f"\\set u random(1, {USERS})\n\\set n random(1, 1000)\n{' '.join(sql.split())};\n")
     script.chmod(0o644)
-    others, before = processes(postmaster), cpu_seconds(postmaster)
+    before = cpu_seconds(postmaster)
     options = ("-n", "-M", "prepared", "-c", "8", "-T", str(seconds), "-f", str(script))
     host = ("-h", str(cluster._socket_dir()), "-U", "postgres")  # noqa: SLF001 - where it listens
     done = cluster._run("pgbench", *options, *host, "taskctl", timeout=seconds + 60)  # noqa: SLF001
-    # What a session has used is PostgreSQL's once that has noticed its end; until then it can be in neither.
-    deadline = time.monotonic() + _END_SECONDS
-    while processes(postmaster) - others and time.monotonic() < deadline:
-        time.sleep(0.05)
     used = cpu_seconds(postmaster) - before
     count = re.search(r"actually processed: (\d+)", done.stdout)
     if done.returncode or count is None or "number of failed transactions: 0" not in done.stdout:

@@ -42,6 +42,9 @@ end
 """
 
 
+_LONGEST_SECONDS = 16
+
+
 @dataclass(frozen=True)
 class Cost:
     """What one load came to: rate, milliseconds, and microseconds of CPU for each request."""
@@ -81,6 +84,11 @@ def load(
     result = next((line.split() for line in done.stdout.splitlines() if line.startswith("RESULT")), None)
     if result is None or result[5] != "0" or result[1] == "0":
         raise LoadFailed(f"{method} {path} had errors:\n{done.stdout}{done.stderr}")
+    if min(used) <= 0 and seconds < _LONGEST_SECONDS:
+        # Less than the kernel's clock shows, where others had the processors: no figure either.
+        return load(
+            operation, server, postgres, place, users=users, seconds=2 * seconds, connections=connections
+        )
     requests, microseconds, p50, p99 = (float(each) for each in result[1:5])
     return Cost(
         per_second=requests / microseconds * 1e6,

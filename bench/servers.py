@@ -102,14 +102,13 @@ def serving(name: str, database_url: str) -> Iterator[tuple[int, int]]:
 def cpu_seconds(pid: int) -> float:
     """CPU time of a process, its descendants, and those of them that have ended (proc(5), /proc/PID/stat).
 
-    What ends meanwhile may be missing, as one file is read after the other.
+    One file is read after the other, and what ends in between is in neither its own nor its parent's: so all
+    are read until nothing has ended since.
     """
-    return sum(_ticks(pid).values()) / os.sysconf("SC_CLK_TCK")
-
-
-def processes(pid: int) -> set[int]:
-    """A process and its descendants."""
-    return set(_ticks(pid))
+    seen: set[int] = set()
+    while (ticks := _ticks(pid)).keys() != seen:
+        seen = set(ticks)
+    return sum(ticks.values()) / os.sysconf("SC_CLK_TCK")
 
 
 def _ticks(pid: int) -> dict[int, int]:
