@@ -68,7 +68,7 @@ def main() -> None:
             operation: {name: cost["server"] for name, cost in servers.items()}
             for operation, servers in figures["requests"].items()
         }
-        options.svg.write_text(svg(costs, figures["growth"] | figures["users"]))
+        options.svg.write_text(svg(costs, figures["growth"], figures["users"]))
 
 
 def _measure(options: argparse.Namespace, place: Path) -> dict[str, Any]:

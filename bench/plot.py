@@ -4,12 +4,12 @@ _WIDTH, _LABEL, _BAR, _GAP = 640, 170, 14, 26
 _COLORS = {"taskctl": "#2563eb", "Starlette": "#94a3b8", "Fastify": "#65a30d", "SQLModel": "#d97706"}
 
 
-def svg(costs: dict[str, dict[str, float]], growth: dict[str, float]) -> str:
+def svg(costs: dict[str, dict[str, float]], *growth: dict[str, float]) -> str:
     """CPU microseconds as bars.
 
     Args:
         costs: the server's, by operation and server.
-        growth: server and PostgreSQL together, by what has grown; compared with the first.
+        growth: server and PostgreSQL together, by what has grown; each compared with the first of its own.
     """
     servers = [name for name in _COLORS if name in next(iter(costs.values()))]
     parts, x = [], _LABEL
@@ -24,12 +24,15 @@ def svg(costs: dict[str, dict[str, float]], growth: dict[str, float]) -> str:
             parts += _measured(y, cost[name], longest, cost["taskctl"], name)
             y += _BAR + 2
         y += _GAP - _BAR
-    first, longest = next(iter(growth.values())), max(growth.values())
     parts.append(_text(0, y + 11, "A page of one user, with PostgreSQL", bold=True))
     y += _GAP
-    for label, cost in growth.items():
-        parts += [_text(0, y + 11, label), *_measured(y, cost, longest, first, "taskctl")]
-        y += _BAR + 2
+    longest = max(cost for pages in growth for cost in pages.values())
+    for pages in growth:
+        first = next(iter(pages.values()))
+        for label, cost in pages.items():
+            parts += [_text(0, y + 11, label), *_measured(y, cost, longest, first, "taskctl")]
+            y += _BAR + 2
+        y += _GAP - _BAR
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {y}" width="{_WIDTH}" height="{y}"'
         ' font-family="sans-serif" font-size="12" fill="#64748b">'

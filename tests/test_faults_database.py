@@ -170,15 +170,20 @@ def service(cluster: EmbeddedPostgres, start_server: Callable[..., Server], exec
 
 
 class Wire:
-    """A proxy between the server and PostgreSQL's socket that can cut or hold the next answer."""
+    """A proxy between the server and PostgreSQL's socket that can cut or hold the next answer.
+
+    What is cut is the answer to a statement that names `cut_next`, a user: the connection that listens for
+    changes has no such.
+    """
 
     def __init__(self, cluster: EmbeddedPostgres, folder: Path) -> None:
         self._target = str(cluster._socket_dir() / ".s.PGSQL.5432")
         self._folder = folder
         self.url = f"postgresql://postgres@/taskctl?host={quote(str(folder), safe='')}&port=5432"
-        self.cut_next = False
+        self.cut_next = ""
         self.holding = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._cut: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_unix_server(self._accept, self._folder / ".s.PGSQL.5432")
@@ -200,8 +205,7 @@ class Wire:
             while data := await there.read(1 << 16):
                 if self.holding:
                     await asyncio.Event().wait()
-                if self.cut_next:
-                    self.cut_next = False
+                if back in self._cut:
                     break
                 writer.write(data)
         finally:
@@ -210,9 +214,11 @@ class Wire:
             back.close()
             self._tasks.discard(task)
 
-    @staticmethod
-    async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 16):
+            if self.cut_next and self.cut_next.encode() in data:
+                self.cut_next = ""
+                self._cut.add(writer)
             writer.write(data)
         writer.close()
 
@@ -346,7 +352,7 @@ async def test_create_cut_after_its_commit(
     """A create whose connection is cut between commit and answer is answered 201 and made one task."""
     async with running(wire.url, user, TASKCTL_POOL_SIZE="1") as client:
         await client.post(TASKS, json={"title": "first"})
-        wire.cut_next = True
+        wire.cut_next = user.id
         answer = await client.post(TASKS, json={"title": "x"}, headers=headers)
         assert not wire.cut_next
         assert answer.status_code == 201, answer.text
@@ -363,17 +369,17 @@ async def test_change_cut_after_its_commit(wire: Wire, user: User) -> None:
             await client.post(TASKS, json={"title": "Old"})
         for path in (TASK, f"{TASKS}/2"):
             await client.patch(path, json={"description": "prepared"})
-        wire.cut_next = True
+        wire.cut_next = user.id
         answer = await client.patch(TASK, json={"title": "New"})
         assert (answer.status_code, answer.json()["version"], answer.json()["title"]) == (200, 3, "New")
         tag = {"If-Match": '"3"'}
         await client.patch(TASK, json={"title": "New"}, headers=tag)
-        wire.cut_next = True
+        wire.cut_next = user.id
         answer = await client.patch(TASK, json={"title": "Newer"}, headers=tag)
         assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
         assert (await client.get(TASK)).json()["version"] == 4
         await client.delete(f"{TASKS}/2")
-        wire.cut_next = True
+        wire.cut_next = user.id
         answer = await client.delete(TASK)
         assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
         assert (await client.get(TASK)).status_code == 404
